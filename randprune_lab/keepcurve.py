@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from randprune_lab.checks import check_option, check_positive, check_power, check_reach, check_samples, keep_count
+from randprune_lab.checks import check_option, check_power, check_reach, check_samples, keep_count
 
 Ties = Literal["random", "magnitude"]
 TIES: tuple[Ties, ...] = ("random", "magnitude")
@@ -38,8 +38,6 @@ _CHUNK = 2**22  # weights binned at a time: the copies stay small whatever the t
 _STEPS = np.unique(np.geomspace(1, _INFINITY_BIN, 500).astype(np.int64))
 
 NEGLIGIBLE = 1e-10  # a keep-probability this close to 0 or 1 is not left to chance
-MAX_SAMPLES = 2**20  # beyond these two, the undecided band is narrower than a bin
-MAX_POWER = 1000.0
 
 
 def magnitude_bins(weight: Tensor, alive: Tensor | None = None) -> Tensor:
@@ -107,11 +105,13 @@ class MagnitudeHistogram:
         """
         if alive is not None and alive.shape != weight.shape:
             magnitude_bins(weight, alive)  # raises: flattened, the two might agree
-        pieces = weight.detach().reshape(-1).split(_CHUNK)
-        lives = [None] * len(pieces) if alive is None else alive.reshape(-1).split(_CHUNK)
+        flat = weight.detach().reshape(-1)
+        exists = None if alive is None else alive.reshape(-1)
         totals = torch.zeros(_INFINITY_BIN, dtype=torch.int64, device=weight.device)
-        for piece, exists in zip(pieces, lives, strict=True):
-            totals += torch.bincount(magnitude_bins(piece, exists), minlength=_INFINITY_BIN)
+        for start in range(0, len(flat), _CHUNK):
+            piece = slice(start, start + _CHUNK)
+            bins = magnitude_bins(flat[piece], None if exists is None else exists[piece])
+            totals += torch.bincount(bins, minlength=_INFINITY_BIN)
         return cls._from_totals(totals)
 
     @classmethod
@@ -286,10 +286,8 @@ class KeepCurve:
 
     @property
     def inclusions(self) -> NDArray[np.float64]:
-        """pi of each occupied bin: the chance of a weight that can be drawn to be taken by one draw."""
-        return _inclusion(
-            self._law.log_lambda, self.histogram.selection_logs(self.histogram.magnitudes, self.power)
-        )
+        """Pi of each occupied bin: the chance of a weight that can be drawn to be taken by one draw."""
+        return _inclusion(self._law.log_lambda, self.histogram.selection_logs(self.histogram.magnitudes, self.power))
 
     @overload
     def keep_probability(self, magnitude: float) -> float: ...
@@ -358,7 +356,7 @@ class _Law:
     def kept(
         self, above: NDArray[np.float64], equal: NDArray[np.float64], bins: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """q of weights in ``bins``, given what ``counted`` says of them."""
+        """Q of weights in ``bins``, given what ``counted`` says of them."""
         return above + equal * (self.tied.at(bins) if isinstance(self.tied, _Cut) else self.tied)
 
 
@@ -414,7 +412,7 @@ def _solve(
 
 
 def _inclusion(log_lambda: float, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """pi, the chance to be taken by one draw; ``x`` = T log|w|. (From exp(6) on it is 1 in float64.)"""
+    """The chance pi to be taken by one draw; ``x`` = T log|w|. From exp(6) on it is 1 in float64."""
     return -np.expm1(-np.exp(np.minimum(log_lambda + x, 6.0)))
 
 

@@ -24,11 +24,12 @@ Method = Literal["fast", "exact"]
 METHODS: tuple[Method, ...] = ("fast", "exact")
 
 SMALLEST_FAST = 1024  # below this many weights the closed form is too rough, and drawing is quick anyway
+_Lookup = Callable[[NDArray[np.float64]], Tensor]
 _DRAWN_AT_ONCE = 2**20  # numbers drawn in one go by the exact sampler
 
 
 def magnitude_mask(weight: Tensor, sparsity: float, *, alive: Tensor | None = None) -> Tensor:
-    """The deterministic mask: keep exactly ``n - round(sparsity * n)`` largest magnitudes, the lowest index among equals.
+    """The deterministic mask: exactly the ``n - round(sparsity * n)`` largest magnitudes, lowest index among equals.
 
     Args:
         weight: floating point, any shape and device, n elements, all finite.
@@ -118,8 +119,9 @@ def mask_sampler(
     support = bins > 0 if drawable == histogram.alive else _largest(flat, bins, histogram, drawable)
 
     draw: Callable[[torch.Generator], Tensor]
-    if keep == 0 or drawable == keep:
-        draw = lambda generator: support.clone() if keep else torch.zeros_like(support)  # noqa: E731
+    if keep == 0 or drawable == keep:  # nothing to choose
+        fixed = support if keep else torch.zeros_like(support)
+        draw = lambda _: fixed.clone()
     elif method == "exact" or histogram.size < SMALLEST_FAST:
         draw = _exact_draws(flat, support, keep, samples, power, ties)
     else:
@@ -198,8 +200,11 @@ def _largest(flat: Tensor, bins: Tensor, histogram: MagnitudeHistogram, count: i
 def _exact_draws(
     flat: Tensor, support: Tensor, keep: int, samples: int, power: float, ties: Ties
 ) -> Callable[[torch.Generator], Tensor]:
-    """The paper's way. One draw without replacement takes the ``keep`` smallest E_i / p_i, E_i standard exponential
-    (Efraimidis & Spirakis 2006); in logarithms, because |w|**5 underflows."""
+    """The paper's way: draw and count.
+
+    One draw without replacement takes the ``keep`` smallest E_i / p_i, E_i standard exponential (Efraimidis & Spirakis
+    2006); in logarithms, because |w|**5 underflows.
+    """
     places = support.nonzero().squeeze(1)
     magnitudes = flat[places].abs().double()
     positive = magnitudes > 0
@@ -257,9 +262,11 @@ def _fast_draws(flat: Tensor, bins: Tensor, support: Tensor, curve: KeepCurve) -
     return draw
 
 
-def _ordered(curve: KeepCurve, of_each: Callable[[NDArray[np.float64]], Tensor]) -> Callable[[torch.Generator], Tensor]:
-    """Ties at random: order sampling with Pareto keys (Rosen 1997), logit(q) - logit(u), largest first, keeps exactly
-    as many as are missing, each with its chance q."""
+def _ordered(curve: KeepCurve, of_each: _Lookup) -> Callable[[torch.Generator], Tensor]:
+    """Ties at random: the largest of these keys keep each weight with its chance q, and as many as are asked for.
+
+    Order sampling with Pareto keys, logit(q) - logit(u) (Rosen 1997).
+    """
     chance = curve.probabilities.clip(1e-15, 1 - 1e-15)
     odds = of_each(np.log(chance / (1 - chance)))
 
@@ -270,29 +277,33 @@ def _ordered(curve: KeepCurve, of_each: Callable[[NDArray[np.float64]], Tensor])
     return rank
 
 
-def _counted(curve: KeepCurve, of_each: Callable[[NDArray[np.float64]], Tensor]) -> Callable[[torch.Generator], Tensor]:
-    """Ties by magnitude: here the cut among the tied moves from mask to mask and takes whole ranges along. So the counts
-    themselves are drawn (Binomial), and mended so that all draws together took samples * keep weights; otherwise ir
-    would spread up to 1.5 times too little. Expects the band sorted by magnitude, largest first."""
+def _counted(curve: KeepCurve, of_each: _Lookup) -> Callable[[torch.Generator], Tensor]:
+    """Ties by magnitude: the counts themselves, then the place in the band, which is sorted by magnitude.
+
+    With this rule the cut among the tied moves from mask to mask and takes whole ranges of weights along: keys that keep
+    each weight with its chance q would spread ir up to 1.5 times too little. So the counts are drawn, Binomial(M, pi),
+    and mended so that the M draws took as many weights of the band as draws of a fixed size do.
+    """
     pi = curve.inclusions
     variances = curve.samples * pi * (1 - pi)
-    chances, variance = of_each(pi), of_each(variances)
-    shares = variance.cumsum(0)
-    here = float(shares[-1])
-    beyond = max(float((curve.drawable_counts * variances).sum()) - here, 0.0)  # of the weights outside the band
+    chances = of_each(pi)
     samples = torch.full_like(chances, curve.samples)
     expected = float((samples * chances).sum())
+    here = float(of_each(variances).sum())
+    beyond = max(float((curve.drawable_counts * variances).sum()) - here, 0.0)  # of the weights outside the band
+    # Given that band and rest together took their fixed number, the band's own number still varies.
+    spread = math.sqrt(here * beyond / (here + beyond)) if here else 0.0
     largest_first = torch.arange(len(chances) - 1, -1, -1, device=chances.device)
 
     def rank(generator: torch.Generator) -> Tensor:
         counts = torch.binomial(samples, chances, generator=generator)
-        # Given that band and rest together took their fixed number, the band's own number still varies.
-        spread = math.sqrt(here * beyond / (here + beyond)) if here else 0.0
         normal = torch.randn((), dtype=torch.float64, device=chances.device, generator=generator)
         surplus = round(float(counts.sum()) - expected - spread * float(normal))
+        movable = counts * (1 - chances) if surplus > 0 else (samples - counts) * chances
+        shares = movable.cumsum(0)
         uniform = torch.rand(abs(surplus), dtype=torch.float64, device=chances.device, generator=generator)
-        mended = torch.searchsorted(shares, uniform * here).clamp_(max=len(shares) - 1)
-        counts -= torch.bincount(mended, minlength=len(counts)) * (1 if surplus > 0 else -1)
+        moved = torch.searchsorted(shares, uniform * shares[-1]).clamp_(max=len(shares) - 1)
+        counts -= torch.bincount(moved, minlength=len(counts)) * (1 if surplus > 0 else -1)
         return counts.clamp_(0, curve.samples).long() * len(counts) + largest_first
 
     return rank

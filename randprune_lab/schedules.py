@@ -1,0 +1,147 @@
+"""How sparsity rises from stage to stage, and how many masks are drawn at each.
+
+Sources: the two stage lists and the sampling ratio are of arXiv 2310.13183 (4.3, appendix); the cubic curve is of Zhu &
+Gupta 2017 (arXiv 1710.01878, Eq. 1).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import scipy
+from torch import Tensor
+
+from randprune_lab.checks import check_option, check_positive, check_samples, check_sparsity, keep_count
+from randprune_lab.keepcurve import KeepCurve, MagnitudeHistogram
+
+RatioSchedule = Literal["decrease", "increase"]
+RATIO_SCHEDULES: tuple[RatioSchedule, ...] = ("decrease", "increase")
+
+STAGES: dict[str, tuple[float, ...]] = {
+    "short": (0.54, 0.83, 0.91, 0.9375),
+    "long": (0.54, 0.83, 0.875, 0.9, 0.92, 0.9275, 0.93, 0.935, 0.9375),
+    "digits": (0.54, 0.83, 0.91, 0.9375, 0.97),  # ours: the paper's short list and one stage more, to 33x
+}
+
+MAX_SAMPLES = 2**20  # beyond these two, what is left to chance is narrower than a bin of the histogram
+MAX_POWER = 1000.0
+
+
+def check_stages(stages: Sequence[float]) -> tuple[float, ...]:
+    """The sparsity after each stage, strictly rising, each in (0, 1).
+
+    Raises:
+        ValueError: the list is empty, does not rise, or leaves (0, 1).
+    """
+    rising = tuple(check_sparsity(stage) for stage in stages)
+    if not rising or rising[0] == 0 or any(later <= earlier for earlier, later in itertools.pairwise(rising)):
+        raise ValueError(
+            f"stages = {list(stages)}: must be one or more sparsities that rise strictly, each in (0, 1). "
+            f"Pass for example {list(STAGES['short'])}."
+        )
+    return rising
+
+
+def cubic_stages(final: float, stages: int) -> tuple[float, ...]:
+    """``stages`` sparsities that rise to ``final``, fast first and slowly at the end: final * (1 - (1 - t/n)**3)."""
+    count = check_samples(stages)
+    top = check_sparsity(final)
+    return check_stages([top * (1 - (1 - stage / count) ** 3) for stage in range(1, count + 1)])
+
+
+def samples_for_ratio(sampling_ratio: float, n: int, sparsity: float, schedule: RatioSchedule = "decrease") -> int:
+    """The number M of masks drawn for a tensor of ``n`` weights: max(1, int(sr * C)) (arXiv 2310.13183, Eqs. 2 and 3).
+
+    C is the number of weights pruned ("decrease": M rises from stage to stage, so randomness falls) or kept
+    ("increase"). The floor of 1 is ours: the paper's own ratios give 0 for small tensors, which would leave the mask
+    undefined.
+
+    Raises:
+        ValueError: the ratio is not above 0, the sparsity not in [0, 1), the schedule unknown.
+    """
+    check_positive("sampling_ratio", sampling_ratio)
+    check_option("schedule", schedule, RATIO_SCHEDULES)
+    keep = keep_count(n, sparsity)
+    return max(1, int(sampling_ratio * (n - keep if schedule == "decrease" else keep)))
+
+
+def samples_for_ir(
+    weight_or_histogram: Tensor | MagnitudeHistogram,
+    sparsity: float,
+    target_ir: float,
+    *,
+    power: float = 5.0,
+    reach: float | None = None,
+) -> int:
+    """The number M of draws whose expected ir is nearest ``target_ir``, as a ratio; the smaller of two as near.
+
+    For random ties, where ir never rises with M (M = 1 and 2 are one law).
+
+    Raises:
+        ValueError: the target lies outside what 1 to 2**20 draws reach (the range is named), or a setting is invalid.
+    """
+    histogram = _histogram(weight_or_histogram)
+
+    def ir_of(samples: int) -> float:
+        return KeepCurve.of(histogram, sparsity, samples=samples, power=power, reach=reach).expected_ir
+
+    _check_reachable(target_ir, ir_of(MAX_SAMPLES), ir_of(1), f"samples from 1 to {MAX_SAMPLES:,}", "another power")
+    more, fewer = MAX_SAMPLES, 1  # ir_of(more) <= target <= ir_of(fewer)
+    while more - fewer > 1:
+        middle = max(math.isqrt(more * fewer), fewer + 1)
+        more, fewer = (middle, fewer) if ir_of(middle) <= target_ir else (more, middle)
+    nearest = min((fewer, more), key=lambda samples: abs(math.log(max(ir_of(samples), _NO_RANDOMNESS) / target_ir)))
+    return 1 if nearest == 2 else nearest
+
+
+def power_for_ir(
+    weight_or_histogram: Tensor | MagnitudeHistogram,
+    sparsity: float,
+    target_ir: float,
+    *,
+    samples: int,
+    reach: float | None = None,
+) -> float:
+    """The power T at which ``samples`` draws have the expected ir ``target_ir``: continuous, so ir is set directly.
+
+    For random ties.
+
+    Raises:
+        ValueError: the target lies outside what a T from 0 to 1,000 reaches (the range is named), or a setting is
+            invalid.
+    """
+    histogram = _histogram(weight_or_histogram)
+
+    def ir_of(power: float) -> float:
+        return KeepCurve.of(histogram, sparsity, samples=samples, power=power, reach=reach).expected_ir
+
+    least, most = ir_of(MAX_POWER), ir_of(0.0)
+    _check_reachable(target_ir, least, most, f"a power from 0 to {MAX_POWER:g}", "other samples")
+    for power, ir in ((0.0, most), (MAX_POWER, least)):
+        if math.isclose(ir, target_ir, rel_tol=1e-12):
+            return power
+    return float(
+        scipy.optimize.brentq(
+            lambda power: math.log(max(ir_of(power), _NO_RANDOMNESS) / target_ir), 0.0, MAX_POWER, rtol=1e-9
+        )
+    )
+
+
+_NO_RANDOMNESS = 1e-300  # stands for ir = 0 where a logarithm is taken
+
+
+def _histogram(weight_or_histogram: Tensor | MagnitudeHistogram) -> MagnitudeHistogram:
+    given = weight_or_histogram
+    return given if isinstance(given, MagnitudeHistogram) else MagnitudeHistogram.of(given)
+
+
+def _check_reachable(target_ir: float, least: float, most: float, by: str, fix: str) -> None:
+    check_positive("target_ir", target_ir)
+    if not least * (1 - 1e-12) <= target_ir <= most * (1 + 1e-12):
+        raise ValueError(
+            f"target_ir = {target_ir:g}: out of reach; {by} give an ir between {least:.4g} and {most:.4g} here. "
+            f"Choose a target in that range, {fix}, or another reach."
+        )
