@@ -6,6 +6,9 @@ import difflib
 import math
 import operator
 from collections.abc import Iterable
+from typing import TypeVar
+
+Option = TypeVar("Option", bound=str)
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -52,13 +55,13 @@ def check_reach(reach: float | None) -> float | None:
     return None if reach is None else float(reach)
 
 
-def check_option(name: str, value: str, options: Iterable[str]) -> str:
+def check_option(name: str, value: str, options: Iterable[Option]) -> Option:
     """One of the named options; an unknown one is refused with the nearest valid one."""
-    valid = list(options)
+    valid = {str(option): option for option in options}
     if value not in valid:
         near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.0)[0]
         raise ValueError(f"{name} = {value!r}: unknown. Did you mean {near!r}? Valid: {', '.join(valid)}.")
-    return value
+    return valid[value]
 
 
 def check_positive(name: str, value: float) -> float:

@@ -25,6 +25,7 @@ METHODS: tuple[Method, ...] = ("fast", "exact")
 
 SMALLEST_FAST = 1024  # below this many weights the closed form is too rough, and drawing is quick anyway
 _Lookup = Callable[[NDArray[np.float64]], Tensor]
+_PIECE = 2**20
 _DRAWN_AT_ONCE = 2**20  # numbers drawn in one go by the exact sampler
 
 
@@ -173,13 +174,24 @@ def candidate_generator(
     The same four always give the same stream, in the engine and in the explorer alike; any other four another one.
     Devices without float64 (MPS) draw on the CPU.
     """
-    name = repr((int(seed), int(stage), int(candidate), str(parameter))).encode()
-    state = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 1  # torch wants 63 bits
+    state = seed_of(int(seed), int(stage), int(candidate), str(parameter))
     return torch.Generator(_sampling_device(torch.device(device))).manual_seed(state)
+
+
+def seed_of(*names: int | str) -> int:
+    """A seed that is a function of its arguments alone: the same on every machine and in every process."""
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # torch wants 63 bits
 
 
 def _sampling_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def _places(chosen: Tensor) -> Tensor:
+    """The indices at which a flat bool tensor is True, rising. In pieces: torch needs 8 bytes an element meanwhile."""
+    pieces = range(0, len(chosen), _PIECE) or [0]
+    return torch.cat([chosen[start : start + _PIECE].nonzero().squeeze(1).add_(start) for start in pieces])
 
 
 def _largest(flat: Tensor, bins: Tensor, histogram: MagnitudeHistogram, count: int) -> Tensor:
@@ -188,7 +200,7 @@ def _largest(flat: Tensor, bins: Tensor, histogram: MagnitudeHistogram, count: i
         return torch.zeros_like(bins, dtype=torch.bool)
     cut = histogram.largest(count).bin
     mask = bins > cut
-    members = (bins == cut).nonzero().squeeze(1)
+    members = _places(bins == cut)
     missing = count - int(mask.sum())
     if missing < len(members):
         order = flat[members].abs().sort(descending=True, stable=True).indices
@@ -205,7 +217,7 @@ def _exact_draws(
     One draw without replacement takes the ``keep`` smallest E_i / p_i, E_i standard exponential (Efraimidis & Spirakis
     2006); in logarithms, because |w|**5 underflows.
     """
-    places = support.nonzero().squeeze(1)
+    places = _places(support)
     magnitudes = flat[places].abs().double()
     positive = magnitudes > 0
     if power == 0 or not bool(positive.any()):
@@ -241,7 +253,7 @@ def _fast_draws(flat: Tensor, bins: Tensor, support: Tensor, curve: KeepCurve) -
     low, high = min(low, tau), max(high, tau)  # then the band always holds as many weights as are missing
     certain = (bins > high) & support
     missing = curve.keep - int(certain.sum())
-    places = ((bins >= low) & (bins <= high) & support).nonzero().squeeze(1)
+    places = _places((bins >= low) & (bins <= high) & support)
     if curve.ties == "magnitude":  # larger magnitudes first, the lowest index among equals
         places = places[flat[places].abs().sort(descending=True, stable=True).indices]
     inside = slice(*np.searchsorted(curve.histogram.bins, [low, high + 1]))
@@ -280,9 +292,9 @@ def _ordered(curve: KeepCurve, of_each: _Lookup) -> Callable[[torch.Generator], 
 def _counted(curve: KeepCurve, of_each: _Lookup) -> Callable[[torch.Generator], Tensor]:
     """Ties by magnitude: the counts themselves, then the place in the band, which is sorted by magnitude.
 
-    With this rule the cut among the tied moves from mask to mask and takes whole ranges of weights along: keys that keep
-    each weight with its chance q would spread ir up to 1.5 times too little. So the counts are drawn, Binomial(M, pi),
-    and mended so that the M draws took as many weights of the band as draws of a fixed size do.
+    With this rule the cut among the tied moves from mask to mask and takes whole ranges of weights along: keys that
+    keep each weight with its chance q would spread ir up to 1.5 times too little. So the counts are drawn,
+    Binomial(M, pi), and mended so that the M draws took as many weights of the band as draws of a fixed size do.
     """
     pi = curve.inclusions
     variances = curve.samples * pi * (1 - pi)

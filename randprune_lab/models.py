@@ -1,0 +1,100 @@
+"""Networks to prune: build one, find its prunable weights, or read a checkpoint tensor by tensor."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from randprune_lab.checks import check_option
+
+MLP_WIDTHS = (64, 300, 100, 10)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def build_model(name: str, seed: int) -> nn.Module:
+    """A freshly initialized network; the same for the same seed. The global random state is left as it was."""
+    check_option("model", name, ["mlp"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(MLP_WIDTHS):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+
+def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of all linear and convolutional layers by name, detached; they share memory with the model."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {
+        f"{name}.weight".removeprefix("."): module.weight.detach()
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    }
+
+
+def weight_matrices(model: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every floating-point matrix (2 or more dimensions) of a checkpoint, one in memory at a time.
+
+    ``model`` is a ``.safetensors`` file, a folder with such files, or a Hub id.
+
+    Raises:
+        ValueError: no safetensors are there, or only a pickle is.
+    """
+    from safetensors import safe_open
+
+    for file in weight_files(model):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, not a dict
+                part = tensors.get_slice(name)
+                if len(part.get_shape()) >= 2 and str(part.get_dtype()).startswith(("F", "BF")):
+                    yield name, tensors.get_tensor(name)
+
+
+def weight_files(model: str | Path) -> list[Path]:
+    """The safetensors files of a file, a folder or a Hub id (downloaded into the Hub's cache).
+
+    Raises:
+        ValueError: no safetensors are there, or only a pickle is.
+    """
+    path = Path(model)
+    if not path.exists():
+        path = _download(str(model))
+    if path.is_file():
+        files, found = ([path] if path.suffix == ".safetensors" else []), [path]
+    else:
+        files, found = sorted(path.glob("*.safetensors")), sorted(path.iterdir())
+        index = path / "model.safetensors.index.json"
+        if index.exists():  # sharded: just the shards, not what else may lie beside them
+            files = [path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if files:
+        return files
+    pickles = [file.name for file in found if file.suffix in PICKLES]
+    if pickles:
+        raise ValueError(
+            f"{model}: holds {pickles[0]}, a pickle, and no safetensors. Loading a pickle can run any code, so it is "
+            "refused. Convert it where you trust it: safetensors.torch.save_file(torch.load(file, weights_only=True), "
+            "'model.safetensors')."
+        )
+    raise ValueError(
+        f"{model}: no .safetensors file is there. Pass a folder that save_pretrained wrote, a .safetensors file, or a "
+        "Hub id."
+    )
+
+
+def _download(model_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_id, allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{model_id}: no such file or folder here, and the Hub did not give it either ({reason}). "
+            "Check the spelling, or pass a folder with .safetensors files."
+        ) from error
