@@ -160,6 +160,10 @@ class MagnitudeHistogram:
         here = int(self.counts[::-1][place])
         return _Cut(int(self.bins[::-1][place]), (count - int(from_top[place]) + here) / here)
 
+    def count_above(self, bin_: int) -> int:
+        """How many weights lie in higher bins."""
+        return int(self.counts[self.bins > bin_].sum())
+
     def share_within(self, low: float, high: float) -> float:
         """The share of the existing weights with ``low <= abs(w) < high`` (to one bin, 0.025 %)."""
         inside = (self.magnitudes >= low) & (self.magnitudes < high)

@@ -25,7 +25,6 @@ METHODS: tuple[Method, ...] = ("fast", "exact")
 
 SMALLEST_FAST = 1024  # below this many weights the closed form is too rough, and drawing is quick anyway
 _Lookup = Callable[[NDArray[np.float64]], Tensor]
-_PIECE = 2**20
 _DRAWN_AT_ONCE = 2**20  # numbers drawn in one go by the exact sampler
 
 
@@ -188,20 +187,14 @@ def _sampling_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def _places(chosen: Tensor) -> Tensor:
-    """The indices at which a flat bool tensor is True, rising. In pieces: torch needs 8 bytes an element meanwhile."""
-    pieces = range(0, len(chosen), _PIECE) or [0]
-    return torch.cat([chosen[start : start + _PIECE].nonzero().squeeze(1).add_(start) for start in pieces])
-
-
 def _largest(flat: Tensor, bins: Tensor, histogram: MagnitudeHistogram, count: int) -> Tensor:
     """Mask of the ``count`` largest existing magnitudes, lowest index among equals: only one bin has to be sorted."""
     if count == 0:
         return torch.zeros_like(bins, dtype=torch.bool)
     cut = histogram.largest(count).bin
     mask = bins > cut
-    members = _places(bins == cut)
-    missing = count - int(mask.sum())
+    members = (bins == cut).nonzero().squeeze(1)
+    missing = count - histogram.count_above(cut)
     if missing < len(members):
         order = flat[members].abs().sort(descending=True, stable=True).indices
         members = members[order[:missing]]
@@ -217,7 +210,7 @@ def _exact_draws(
     One draw without replacement takes the ``keep`` smallest E_i / p_i, E_i standard exponential (Efraimidis & Spirakis
     2006); in logarithms, because |w|**5 underflows.
     """
-    places = _places(support)
+    places = support.nonzero().squeeze(1)
     magnitudes = flat[places].abs().double()
     positive = magnitudes > 0
     if power == 0 or not bool(positive.any()):
@@ -251,9 +244,9 @@ def _fast_draws(flat: Tensor, bins: Tensor, support: Tensor, curve: KeepCurve) -
     tau = curve.histogram.largest(curve.keep).bin
     low, high = curve.undecided_bins or (tau, tau)
     low, high = min(low, tau), max(high, tau)  # then the band always holds as many weights as are missing
-    certain = (bins > high) & support
-    missing = curve.keep - int(certain.sum())
-    places = _places((bins >= low) & (bins <= high) & support)
+    certain = bins > high
+    missing = curve.keep - curve.histogram.count_above(high)
+    places = ((bins >= low) & (bins <= high) & support).nonzero().squeeze(1)
     if curve.ties == "magnitude":  # larger magnitudes first, the lowest index among equals
         places = places[flat[places].abs().sort(descending=True, stable=True).indices]
     inside = slice(*np.searchsorted(curve.histogram.bins, [low, high + 1]))

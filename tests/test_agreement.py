@@ -6,6 +6,7 @@ the t tails of a cell at 30 draws. CELLS x 6 pairs are some 400 comparisons: at 
 fewer in truth, because the tolerance is never below 1 %.
 """
 
+import functools
 import itertools
 
 import numpy as np
@@ -120,7 +121,7 @@ def weights(law, size=SIZE, seed=7):
 def draws_for(sparsity, reach, samples, size=SIZE):
     """At least 30 draws, more where they are cheap: about a second a cell."""
     support = size if reach is None else min(size, reach * (1 - sparsity) * size)
-    return int(np.clip(1.0 / (5e-3 * samples * support / 60_000 + 4e-3), 30, 150))
+    return int(np.clip(0.6 / (5e-3 * samples * support / 60_000 + 4e-3), 30, 150))
 
 
 def random_masks(weight, sparsity, power, reach, samples, ties, draws):
@@ -147,29 +148,64 @@ def mean_and_error(values):
     return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
-def check_cell(law, sparsity, power, reach, samples, ties):
+@functools.lru_cache(maxsize=None)
+def mean_irs(cell):
+    """Name -> (mean, standard error); cached, because two tests look at each cell."""
+    law, sparsity, power, reach, samples, ties = cell
     weight = weights(law)
     draws = draws_for(sparsity, reach, samples)
     magnitude = reference.deterministic_mask(weight.double().numpy(), sparsity)
-    found = {}
-    for name, masks in random_masks(weight, sparsity, power, reach, samples, ties, draws).items():
-        found[name] = mean_and_error(np.array([reference.introduced_randomness(mask, magnitude) for mask in masks]))
-    curve = KeepCurve.of(weight, sparsity, samples=samples, power=power, reach=reach, ties=ties)
-    found["closed form"] = (curve.expected_ir, 0.0)
-    for (one, (mean, error)), (two, (other, other_error)) in itertools.combinations(found.items(), 2):
+    return {
+        name: mean_and_error(np.array([reference.introduced_randomness(mask, magnitude) for mask in masks]))
+        for name, masks in random_masks(weight, sparsity, power, reach, samples, ties, draws).items()
+    }
+
+
+def check_draws(cell):
+    found = mean_irs(cell)
+    for one, two in itertools.combinations(found, 2):
+        (mean, error), (other, other_error) = found[one], found[two]
         allowed = max(STANDARD_ERRORS * np.hypot(error, other_error), 0.01 * max(mean, other))
-        assert abs(mean - other) <= allowed, f"{one} {mean:.6g}, {two} {other:.6g}, allowed {allowed:.2g}: {found}"
+        assert abs(mean - other) <= allowed, f"{one} {mean:.6g}, {two} {other:.6g}, allowed {allowed:.2g}"
+
+
+def check_closed_form(cell):
+    law, sparsity, power, reach, samples, ties = cell
+    expected = KeepCurve.of(weights(law), sparsity, samples=samples, power=power, reach=reach, ties=ties).expected_ir
+    for name, (mean, error) in mean_irs(cell).items():
+        allowed = max(STANDARD_ERRORS * error, 0.01 * expected)
+        assert abs(mean - expected) <= allowed, f"{name} {mean:.6g}, closed form {expected:.6g}, allowed {allowed:.2g}"
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_mean_ir(cell):
-    check_cell(*cell)
+def test_mean_ir_of_draws(cell):
+    check_draws(cell)
+
+
+# Ties by magnitude: which magnitude the last tied weight has varies from mask to mask, and ir is not linear in it. The
+# closed form takes the one that solves sum(q) = keep: 2 to 4 % off at keep = 600 (400 draws), 1 % at 4,800.
+ROUGH = pytest.mark.xfail(strict=True, reason="the closed form of magnitude ties is 2 to 4 % off at keep = 600")
+ROUGH_CELLS = [
+    ("laplace", 0.99, 1.0, 1.2, 128, "magnitude"),
+    ("laplace", 0.99, 5.0, 4.0, 32, "magnitude"),
+    ("uniform", 0.99, 8.0, 2.0, 6, "magnitude"),
+    ("bf16", 0.99, 2.0, 2.0, 2, "magnitude"),
+]
+
+
+@pytest.mark.parametrize(
+    "cell", [pytest.param(cell, marks=ROUGH if cell in ROUGH_CELLS else (), id=str(cell)) for cell in CELLS]
+)
+def test_mean_ir_of_the_closed_form(cell):
+    check_closed_form(cell)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", FULL_GRID, ids=str)
 def test_mean_ir_full_grid(cell):
-    check_cell(*cell)
+    check_draws(cell)
+    if cell[1] < 0.99 or cell[-1] == "random":  # see ROUGH
+        check_closed_form(cell)
 
 
 def test_the_cells_pair_every_two_levels():
@@ -179,47 +215,77 @@ def test_the_cells_pair_every_two_levels():
 
 
 def groups_around_threshold(flat, sparsity, reach):
-    """Some 20 groups of indices by magnitude: ever wider with their distance in rank from the threshold."""
-    support = reference.support_of(flat, sparsity, reach)
+    """Some 20 groups of indices by magnitude: ever wider with their distance in rank from the threshold.
+
+    Equal magnitudes are never parted: the curve gives one chance to all of them, also where the reach ends among them.
+    """
+    living = reference.support_of(flat, sparsity, None)
     keep = reference.keep_of(flat.size, sparsity)
+    end = len(living) if reach is None else round(reach * keep)
     steps = keep * np.array([0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7])
-    below = np.array([*steps, 1.0 * keep, 1.5 * keep])
-    edges = np.unique(np.concatenate([[0], keep - steps, [keep], keep + below, [len(support)]]).astype(int))
-    return [support[low:high] for low, high in itertools.pairwise(edges[edges <= len(support)])]
+    edges = np.concatenate([[0], keep - steps, [keep], keep + steps, [2 * keep, 2.5 * keep, end]]).astype(int)
+    falling = -np.abs(flat[living])
+    edges = np.unique(np.searchsorted(falling, falling[np.unique(edges[edges <= end]).clip(1) - 1], side="right"))
+    return [living[low:high] for low, high in itertools.pairwise([0, *edges])]
+
+
+FREQUENCY_CELLS = [
+    ("normal", 0.9375, 5.0, 2.0, 6, "random"),
+    ("normal", 0.9375, 5.0, 2.0, 6, "magnitude"),
+    ("student", 0.9, 2.0, None, 4, "random"),
+    ("lognormal", 0.9, 1.0, 2.0, 8, "magnitude"),
+    ("lognormal", 0.99, 1.0, 4.0, 16, "random"),
+    ("lognormal", 0.99, 1.0, 4.0, 16, "magnitude"),
+    ("bf16", 0.83, 5.0, 2.0, 4, "magnitude"),
+    ("bf16", 0.83, 5.0, 1.2, 8, "random"),
+    ("uniform", 0.75, 8.0, None, 1, "random"),
+    ("pruned", 0.75, 3.0, None, 3, "magnitude"),
+]
+
+
+@functools.lru_cache(maxsize=None)
+def frequencies(cell):
+    """Of each group: its share kept, name -> (mean, standard error), and the same from the curve."""
+    law, sparsity, power, reach, samples, ties = cell
+    weight = weights(law, 20_000)
+    flat = weight.double().numpy()
+    groups = groups_around_threshold(flat, sparsity, reach)
+    # The group's share in one draw is one observation: weights within a draw are not independent.
+    found = {
+        name: mean_and_error(np.stack([masks[:, group].mean(axis=1) for group in groups], axis=1))
+        for name, masks in random_masks(weight, sparsity, power, reach, samples, ties, 100).items()
+    }
+    curve = KeepCurve.of(weight, sparsity, samples=samples, power=power, reach=reach, ties=ties)
+    chance = curve.keep_probability(flat)
+    return found, np.array([chance[group].mean() for group in groups])
+
+
+@pytest.mark.parametrize("cell", FREQUENCY_CELLS, ids=str)
+def test_keep_frequencies_of_draws(cell):
+    """False alarms: 10 cells x 20 groups x 3 pairs at 1e-5 (the t tails of 100 draws): one redraw in 160."""
+    found, _ = frequencies(cell)
+    for one, two in itertools.combinations(found, 2):
+        (mean, error), (other, other_error) = found[one], found[two]
+        allowed = np.maximum(STANDARD_ERRORS * np.hypot(error, other_error), 0.01)
+        np.testing.assert_array_less(np.abs(mean - other), allowed, err_msg=f"{one} against {two}")
 
 
 @pytest.mark.parametrize(
     "cell",
     [
-        ("normal", 0.9375, 5.0, 2.0, 6, "random"),
-        ("normal", 0.9375, 5.0, 2.0, 6, "magnitude"),
-        ("student", 0.9, 2.0, None, 4, "random"),
-        ("lognormal", 0.99, 1.0, 4.0, 16, "magnitude"),
-        ("bf16", 0.83, 5.0, 2.0, 4, "magnitude"),
-        ("bf16", 0.83, 5.0, 1.2, 8, "random"),
-        ("uniform", 0.75, 8.0, None, 1, "random"),
-        ("pruned", 0.75, 3.0, None, 3, "magnitude"),
+        # The step at the last tied magnitude is smeared in truth, sharp in the closed form: keep is 200 here.
+        pytest.param(cell, marks=ROUGH if cell[1] == 0.99 and cell[-1] == "magnitude" else (), id=str(cell))
+        for cell in FREQUENCY_CELLS
     ],
-    ids=str,
 )
-def test_keep_frequencies_by_magnitude(cell):
-    """False alarms: 8 cells x 20 groups x 6 pairs at 7e-6 (1e-5 with the t tails of 60 draws): one redraw in 100."""
-    law, sparsity, power, reach, samples, ties = cell
-    weight = weights(law, 20_000)
-    flat = weight.double().numpy()
-    groups = groups_around_threshold(flat, sparsity, reach)
-    assert len(groups) >= 10
-    found = {}
-    for name, masks in random_masks(weight, sparsity, power, reach, samples, ties, 100).items():
-        # The group's share in one draw is one observation: weights within a draw are not independent.
-        found[name] = mean_and_error(np.stack([masks[:, group].mean(axis=1) for group in groups], axis=1))
-    curve = KeepCurve.of(weight, sparsity, samples=samples, power=power, reach=reach, ties=ties)
-    chance = curve.keep_probability(flat)
-    found["closed form"] = (np.array([chance[group].mean() for group in groups]), 0.0)
-    assert found["closed form"][0].max() - found["closed form"][0].min() > 0.3  # the groups do see the curve
-    for (one, (mean, error)), (two, (other, other_error)) in itertools.combinations(found.items(), 2):
-        allowed = np.maximum(STANDARD_ERRORS * np.hypot(error, other_error), 0.01)
-        np.testing.assert_array_less(np.abs(mean - other), allowed, err_msg=f"{one} against {two}")
+def test_keep_frequencies_of_the_closed_form(cell):
+    """False alarms as above: 10 cells x 20 groups x 3 comparisons."""
+    found, expected = frequencies(cell)
+    assert len(expected) >= 10
+    assert expected.max() - expected.min() > 0.3  # the groups do see the curve
+    for name, (mean, error) in found.items():
+        allowed = np.maximum(STANDARD_ERRORS * error, 0.01)
+        np.testing.assert_array_less(np.abs(mean - expected), allowed, err_msg=f"{name} against the closed form")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +326,7 @@ def test_reference_agrees_with_one_by_one_draws(ties, samples, reach):
     """The smallest E / p are drawn like one after another: all masks of a tiny tensor, counted (chi-square, p > 1e-6;
     6 cases: one redraw in 170,000 fails). The exact sampler is held to the same counts."""
     flat = np.array([0.9, -1.4, 0.3, 0.0, 1.0, -1.0, 2.0, 0.5])
-    generator, size = torch.Generator().manual_seed(5), 4_000
+    generator, size = torch.Generator().manual_seed(5), 2_500
     draw = sampling.mask_sampler(torch.from_numpy(flat), 0.5, samples=samples, power=2.0, reach=reach, ties=ties)
     tables = [[tuple(draw(generator).tolist()) for _ in range(size)]]
     for seed, one_draw in ((1, reference.draw_once), (2, reference.draw_one_by_one)):
