@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import statistics
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,7 +141,7 @@ def explore(
         draw=draw,
         seed=seed,
     )
-    rows = tensor_table(model, settings, include=include, exclude=exclude)
+    rows = list(tensor_table(model, settings, include=include, exclude=exclude))
     if as_json:
         _print_json({"settings": dataclasses.asdict(settings), "tensors": [dataclasses.asdict(row) for row in rows]})
     else:
@@ -205,7 +206,7 @@ def _print_bench(where: str, rows: list[Measurement]) -> None:
 
 def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """A table whose first column may wrap; numbers never do."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     cells = [list(row) for row in rows]
     for place, column in enumerate(columns):
         widest = max([len(column), *(len(row[place]) for row in cells)])
@@ -217,13 +218,15 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str
         )
     for row in cells:
         table.add_row(*row)
-    _console().print(table)
+    console = _console()
+    console.print(title, style="bold", markup=False)
+    console.print(table)
 
 
 def _console() -> Console:
     """Standard output; wide enough for every table where nobody's window sets a width."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=132)
+    return console if console.is_terminal else Console(highlight=False, width=120)
 
 
 def _print_json(data: dict[str, Any]) -> None:
@@ -232,8 +235,9 @@ def _print_json(data: dict[str, Any]) -> None:
 
 def _one_line(error: Any) -> str:
     """An error's text without line breaks; of a pydantic one, each field with its rule."""
-    if hasattr(error, "format_message"):
-        return str(error.format_message())
+    if isinstance(error, _UsageError):  # its text names the rule, but not what was given
+        command = error.ctx.command_path if error.ctx else "randprune"
+        return f"{error.format_message()} Given: {shlex.join(['randprune', *sys.argv[1:]])}. See {command} --help."
     if hasattr(error, "errors"):
         return "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
     return " ".join(str(error).split())

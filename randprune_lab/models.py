@@ -45,14 +45,19 @@ def weight_matrices(model: str | Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         ValueError: no safetensors are there, or only a pickle is.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     for file in weight_files(model):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118, not a dict
-                part = tensors.get_slice(name)
-                if len(part.get_shape()) >= 2 and str(part.get_dtype()).startswith(("F", "BF")):
-                    yield name, tensors.get_tensor(name)
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118, not a dict
+                    part = tensors.get_slice(name)
+                    if len(part.get_shape()) >= 2 and part.get_dtype() in ("F64", "F32", "F16", "BF16"):
+                        yield name, tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{file}: not a readable safetensors file ({error}). Copy or download it again."
+            ) from error
 
 
 def weight_files(model: str | Path) -> list[Path]:

@@ -92,6 +92,17 @@ FULL_GRID = [
 ]
 
 
+# Ties by magnitude: which magnitude the last tied weight has varies from mask to mask, and ir is not linear in it. The
+# closed form takes the one that solves sum(q) = keep: 2 to 4 % off at keep = 600 and up to 1 % at 4,800. The draws agree.
+ROUGH = pytest.mark.xfail(strict=True, reason="the closed form of magnitude ties is 2 to 4 % off at keep = 600")
+ROUGH_CELLS = [
+    ("laplace", 0.99, 1.0, 1.2, 128, "magnitude"),
+    ("laplace", 0.99, 5.0, 4.0, 32, "magnitude"),
+    ("uniform", 0.99, 8.0, 2.0, 6, "magnitude"),
+    ("bf16", 0.99, 2.0, 2.0, 2, "magnitude"),
+]
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     before = torch.get_num_threads()
@@ -148,12 +159,12 @@ def mean_and_error(values):
     return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def mean_irs(cell):
     """Name -> (mean, standard error); cached, because two tests look at each cell."""
     law, sparsity, power, reach, samples, ties = cell
     weight = weights(law)
-    draws = draws_for(sparsity, reach, samples)
+    draws = 400 if cell in ROUGH_CELLS else draws_for(sparsity, reach, samples)
     magnitude = reference.deterministic_mask(weight.double().numpy(), sparsity)
     return {
         name: mean_and_error(np.array([reference.introduced_randomness(mask, magnitude) for mask in masks]))
@@ -180,17 +191,6 @@ def check_closed_form(cell):
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_mean_ir_of_draws(cell):
     check_draws(cell)
-
-
-# Ties by magnitude: which magnitude the last tied weight has varies from mask to mask, and ir is not linear in it. The
-# closed form takes the one that solves sum(q) = keep: 2 to 4 % off at keep = 600 (400 draws), 1 % at 4,800.
-ROUGH = pytest.mark.xfail(strict=True, reason="the closed form of magnitude ties is 2 to 4 % off at keep = 600")
-ROUGH_CELLS = [
-    ("laplace", 0.99, 1.0, 1.2, 128, "magnitude"),
-    ("laplace", 0.99, 5.0, 4.0, 32, "magnitude"),
-    ("uniform", 0.99, 8.0, 2.0, 6, "magnitude"),
-    ("bf16", 0.99, 2.0, 2.0, 2, "magnitude"),
-]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,15 @@ FREQUENCY_CELLS = [
 ]
 
 
-@functools.lru_cache(maxsize=None)
+# The same again, seen in the curve: its step at the last tied magnitude is smeared in truth.
+SHARP = pytest.mark.xfail(strict=True, reason="the closed form of magnitude ties has a step where draws have a slope")
+SHARP_CELLS = [
+    ("lognormal", 0.9, 1.0, 2.0, 8, "magnitude"),  # keep = 2,000: off by up to 0.04
+    ("lognormal", 0.99, 1.0, 4.0, 16, "magnitude"),  # keep = 200: off by up to 0.10
+]
+
+
+@functools.cache
 def frequencies(cell):
     """Of each group: its share kept, name -> (mean, standard error), and the same from the curve."""
     law, sparsity, power, reach, samples, ties = cell
@@ -272,11 +280,7 @@ def test_keep_frequencies_of_draws(cell):
 
 @pytest.mark.parametrize(
     "cell",
-    [
-        # The step at the last tied magnitude is smeared in truth, sharp in the closed form: keep is 200 here.
-        pytest.param(cell, marks=ROUGH if cell[1] == 0.99 and cell[-1] == "magnitude" else (), id=str(cell))
-        for cell in FREQUENCY_CELLS
-    ],
+    [pytest.param(cell, marks=SHARP if cell in SHARP_CELLS else (), id=str(cell)) for cell in FREQUENCY_CELLS],
 )
 def test_keep_frequencies_of_the_closed_form(cell):
     """False alarms as above: 10 cells x 20 groups x 3 comparisons."""

@@ -1,0 +1,35 @@
+"""What all tests share."""
+
+import os
+
+# Before torch is imported: two torch processes on few cores would spin against each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data and models that never enters the project."""
+    folder = os.environ.get("RANDPRUNE_TEST_DATA")
+    if not folder:
+        pytest.skip("RANDPRUNE_TEST_DATA is not set: it names the folder with the real data and models")
+    return Path(folder)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """``command("explore", path)`` runs ``randprune`` in this process: exit code, standard output, standard error."""
+    from randprune_lab import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["randprune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run

@@ -1,0 +1,158 @@
+"""The package as a whole: its public names, the direction of its imports, what importing costs, and its wheel."""
+
+import ast
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import randprune_lab
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "randprune_lab"
+
+# Imports point upwards in this list only.
+ROOMS = [
+    "checks",
+    "keepcurve",
+    "sampling",
+    "schedules",
+    "config",
+    "events",
+    "masks",
+    "criteria",
+    "models",
+    "tasks",
+    "distill",
+    "training",
+    "executors",
+    "methods",
+    "engine",
+    "store",
+    "jobs",
+    "bench",
+    "explore",
+    "charts",
+    "report",
+    "studies",
+    "widgets",
+    "cli",
+]
+# Rooms of pure maths and plain data: no files, no networks.
+PURE = ["checks", "keepcurve", "sampling", "schedules", "config", "events"]
+
+PUBLIC = [
+    "KeepCurve",
+    "MagnitudeHistogram",
+    "candidate_generator",
+    "cubic_stages",
+    "introduced_randomness",
+    "magnitude_mask",
+    "mask_sampler",
+    "power_for_ir",
+    "random_mask",
+    "samples_for_ir",
+    "samples_for_ratio",
+]
+
+
+def imported(module: str) -> set[str]:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def rooms_imported(module: str) -> set[str]:
+    return {name.split(".")[1] for name in imported(module) if name.startswith("randprune_lab.")}
+
+
+def test_public_names():
+    assert sorted(randprune_lab.__all__) == sorted(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(randprune_lab, name).__name__ == name
+        assert getattr(randprune_lab, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'magnitude_masq'"):
+        randprune_lab.magnitude_masq  # noqa: B018
+
+
+def test_every_module_has_its_room():
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("module", [path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__"])
+def test_imports_point_upwards(module):
+    below = ROOMS[ROOMS.index(module) :]
+    assert not rooms_imported(module) & set(below)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_rooms_know_no_files_and_no_networks(module):
+    assert not {name for name in imported(module) if name.split(".")[0] in {"os", "pathlib", "io", "safetensors"}}
+    assert "torch.nn" not in (PACKAGE / f"{module}.py").read_text()
+    assert "nn" not in {name.rsplit(".", 1)[-1] for name in imported(module)}
+
+
+def test_explorer_does_not_train():
+    assert not rooms_imported("explore") & {"training", "engine", "tasks"}
+
+
+def test_top_level_holds_nothing_else():
+    known = {"pyproject.toml", "randprune_lab", "notebooks", "app", "tests", "README.md", "LICENSE"}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    tops = {line.split("/")[0] for line in tracked.stdout.splitlines()}
+    assert {top for top in tops if not top.startswith(".")} <= known
+
+
+def test_import_costs_little_more_than_torch():
+    code = """
+import time
+start = time.perf_counter(); import torch; torch_seconds = time.perf_counter() - start
+start = time.perf_counter(); import randprune_lab
+[getattr(randprune_lab, name) for name in randprune_lab.__all__]
+ours = time.perf_counter() - start
+import sys
+assert not {"altair", "streamlit", "ray", "pandas"} & set(sys.modules), "a heavy optional package was imported"
+print((torch_seconds + ours) / torch_seconds)
+"""
+    ratios = [float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(3)]
+    assert sorted(ratios)[1] <= 1.3, ratios
+
+
+def test_the_package_alone_imports_nothing_heavy():
+    code = "import sys, randprune_lab; assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_wheel_works_elsewhere(tmp_path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("randprune_lab-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "elsewhere")
+        names = archive.namelist()
+    assert "randprune_lab/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.startswith("tests")]
+    (entry_points,) = (tmp_path / "elsewhere").glob("*.dist-info/entry_points.txt")
+    assert "randprune = randprune_lab.cli:main" in entry_points.read_text()
+    code = """
+import json, sys, randprune_lab
+from randprune_lab.cli import app
+import torch
+weight = torch.arange(1.0, 9.0)
+print(json.dumps([randprune_lab.__file__, randprune_lab.magnitude_mask(weight, 0.5).tolist()]))
+"""
+    shown = subprocess.check_output(
+        [sys.executable, "-P", "-c", code], text=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "elsewhere")}
+    )
+    file, mask = json.loads(shown)
+    assert Path(file).is_relative_to(tmp_path / "elsewhere")
+    assert mask == [False] * 4 + [True] * 4
