@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from randprune_lab.keepcurve import KeepCurve, MagnitudeHistogram
+    from randprune_lab.histogram import MagnitudeHistogram
+    from randprune_lab.keepcurve import KeepCurve
     from randprune_lab.sampling import (
         candidate_generator,
         introduced_randomness,
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 # Loaded on first use: the command line sets OMP_WAIT_POLICY before torch is imported, and ``--help`` need not wait.
 _ROOMS = {
     "KeepCurve": "keepcurve",
-    "MagnitudeHistogram": "keepcurve",
+    "MagnitudeHistogram": "histogram",
     "candidate_generator": "sampling",
     "introduced_randomness": "sampling",
     "magnitude_mask": "sampling",

@@ -16,7 +16,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from randprune_lab.keepcurve import KeepCurve, MagnitudeHistogram
+from randprune_lab.histogram import MagnitudeHistogram
+from randprune_lab.keepcurve import KeepCurve
 from randprune_lab.sampling import candidate_generator, magnitude_mask, mask_sampler, random_mask
 from randprune_lab.schedules import samples_for_ratio
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 import math
 from typing import Literal, Self, overload
 
@@ -22,152 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from randprune_lab.checks import check_option, check_power, check_reach, check_samples, keep_count
+from randprune_lab.histogram import INFINITY_BIN, Cut, MagnitudeHistogram, bin_magnitudes, bins_of, magnitude_bins
 
 Ties = Literal["random", "magnitude"]
 TIES: tuple[Ties, ...] = ("random", "magnitude")
 
-# A bin is all float32 numbers that share exponent and the upper 12 bits of the mantissa: at most 0.025 % wide at any
-# scale, and every float16 and bfloat16 number has one of its own. Bin 0 holds the weights that no longer exist.
-_DROPPED_BITS = 23 - 12
-_MAGNITUDE = 0x7FFFFFFF
-_INFINITY_BIN = (0x7F800000 >> _DROPPED_BITS) + 1
-_CHUNK = 2**22  # weights binned at a time: the copies stay small whatever the tensor's size
-
 # Distances from the threshold, in bins, at which the smooth part of the curve is computed: every bin nearby, then
 # ever wider groups, each at most 3 % of its distance.
-_STEPS = np.unique(np.geomspace(1, _INFINITY_BIN, 500).astype(np.int64))
+_STEPS = np.unique(np.geomspace(1, INFINITY_BIN, 500).astype(np.int64))
+_STEPS = np.concatenate([-_STEPS[::-1], [0], _STEPS])
 
 NEGLIGIBLE = 1e-10  # a keep-probability this close to 0 or 1 is not left to chance
-
-
-def magnitude_bins(weight: Tensor, alive: Tensor | None = None) -> Tensor:
-    """The histogram bin of each weight: a flat int32 tensor that rises with abs(weight); 0 where no weight exists.
-
-    ``alive`` is a bool tensor of the weight's shape, True = exists; None means ``weight != 0``.
-
-    Raises:
-        ValueError: the weights are not floating point, not all finite, or ``alive`` does not fit them.
-    """
-    if not weight.is_floating_point():
-        raise ValueError(f"weight has dtype {weight.dtype}: must be floating point. Convert it with weight.float().")
-    if alive is not None and (alive.shape != weight.shape or alive.dtype != torch.bool):
-        raise ValueError(
-            f"alive is {alive.dtype} of shape {tuple(alive.shape)}, the weight has shape {tuple(weight.shape)}: "
-            "alive must be a bool tensor of the same shape, True = the weight still exists."
-        )
-    flat = weight.detach().reshape(-1)
-    exists = flat != 0 if alive is None else alive.reshape(-1)
-    single = flat
-    if flat.dtype == torch.float64:  # what float32 cannot hold goes to the last finite bin; NaN passes through
-        limit = torch.finfo(torch.float32).max
-        single = torch.where(flat.isinf(), flat, flat.clamp(-limit, limit))
-    bins = single.float().contiguous().view(torch.int32) & _MAGNITUDE
-    bins >>= _DROPPED_BITS
-    bins += 1
-    if bins.numel() and bins.max() >= _INFINITY_BIN:
-        broken = int((bins >= _INFINITY_BIN).sum())
-        raise ValueError(
-            f"{broken} of {bins.numel()} weights are NaN or infinite: their magnitudes cannot be ranked. "
-            "Repair the checkpoint, or lower the learning rate of the run that wrote it."
-        )
-    return bins.masked_fill_(~exists, 0)
-
-
-def bin_magnitudes(bins: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The smallest magnitude of each bin (bin 1 starts at 0)."""
-    patterns = ((bins - 1) << _DROPPED_BITS).astype(np.int32)
-    return patterns.view(np.float32).astype(np.float64)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class MagnitudeHistogram:
-    """How many weights have which magnitude, in bins at most 0.025 % wide at every scale.
-
-    Histograms add up: ``MagnitudeHistogram.of(a) + MagnitudeHistogram.of(b)`` is the one of both tensors together, and
-    a tensor may be read in pieces.
-
-    Attributes:
-        bins: the occupied bins, rising (int64).
-        counts: the weights that exist in each (int64).
-        size: all weights, those that no longer exist included.
-    """
-
-    bins: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    size: int
-
-    @classmethod
-    def of(cls, weight: Tensor, *, alive: Tensor | None = None) -> Self:
-        """Read ``weight`` once. ``alive``: bool, same shape, True = the weight exists; None means ``weight != 0``.
-
-        Raises:
-            ValueError: the weights are not floating point, not all finite, or ``alive`` does not fit them.
-        """
-        if alive is not None and alive.shape != weight.shape:
-            magnitude_bins(weight, alive)  # raises: flattened, the two might agree
-        flat = weight.detach().reshape(-1)
-        exists = None if alive is None else alive.reshape(-1)
-        totals = torch.zeros(_INFINITY_BIN, dtype=torch.int64, device=weight.device)
-        for start in range(0, len(flat), _CHUNK):
-            piece = slice(start, start + _CHUNK)
-            bins = magnitude_bins(flat[piece], None if exists is None else exists[piece])
-            totals += torch.bincount(bins, minlength=_INFINITY_BIN)
-        return cls._from_totals(totals)
-
-    @classmethod
-    def from_bins(cls, bins: Tensor) -> Self:
-        """The histogram of the result of ``magnitude_bins``."""
-        return cls._from_totals(torch.bincount(bins))
-
-    @classmethod
-    def _from_totals(cls, totals: Tensor) -> Self:
-        counts = totals.cpu().numpy()
-        size = int(counts.sum())
-        occupied = np.flatnonzero(counts)
-        occupied = occupied[occupied > 0]
-        return cls(occupied, counts[occupied], size)
-
-    def __add__(self, other: MagnitudeHistogram) -> MagnitudeHistogram:
-        bins, place = np.unique(np.concatenate([self.bins, other.bins]), return_inverse=True)
-        counts = np.zeros(len(bins), dtype=np.int64)
-        np.add.at(counts, place, np.concatenate([self.counts, other.counts]))
-        return MagnitudeHistogram(bins, counts, self.size + other.size)
-
-    @property
-    def alive(self) -> int:
-        """The number of weights that exist."""
-        return int(self.counts.sum())
-
-    @functools.cached_property
-    def magnitudes(self) -> NDArray[np.float64]:
-        """The smallest magnitude of each occupied bin."""
-        return bin_magnitudes(self.bins)
-
-    def selection_logs(self, magnitudes: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-        """T * log|w|. A live zero comes so far below every other weight that it is drawn after all of them."""
-        positive = self.magnitudes[self.magnitudes > 0]
-        if power == 0 or not len(positive):
-            return np.zeros(len(magnitudes))
-        least = power * math.log(positive[0])
-        return np.where(magnitudes > 0, power * np.log(np.where(magnitudes > 0, magnitudes, 1.0)), least - 100)
-
-    def largest(self, count: int) -> _Cut:
-        """Where the ``count`` largest existing weights end."""
-        if count == 0:
-            return _NOTHING
-        from_top = np.cumsum(self.counts[::-1])
-        place = int(np.searchsorted(from_top, count))
-        here = int(self.counts[::-1][place])
-        return _Cut(int(self.bins[::-1][place]), (count - int(from_top[place]) + here) / here)
-
-    def count_above(self, bin_: int) -> int:
-        """How many weights lie in higher bins."""
-        return int(self.counts[self.bins > bin_].sum())
-
-    def share_within(self, low: float, high: float) -> float:
-        """The share of the existing weights with ``low <= abs(w) < high`` (to one bin, 0.025 %)."""
-        inside = (self.magnitudes >= low) & (self.magnitudes < high)
-        return float(self.counts[inside].sum() / max(self.alive, 1))
 
 
 def support_size(keep: int, reach: float | None, alive: int) -> int:
@@ -221,7 +85,7 @@ class KeepCurve:
     undecided_bins: tuple[int, int] | None = dataclasses.field(repr=False)
     probabilities: NDArray[np.float64] = dataclasses.field(repr=False)
     _law: _Law = dataclasses.field(repr=False)
-    _support: _Cut = dataclasses.field(repr=False)
+    _support: Cut = dataclasses.field(repr=False)
 
     @classmethod
     def of(
@@ -315,104 +179,156 @@ class KeepCurve:
         if not np.isfinite(asked).all():
             raise ValueError(f"magnitude = {magnitude}: must be finite. Pass the magnitudes of finite weights.")
         flat = asked.reshape(-1)
-        bins = _bins_of(flat)
-        above, equal = self._law.counted(self.histogram.selection_logs(flat, self.power))
-        chance = (self._law.kept(above, equal, bins) * self._support.at(bins)).reshape(asked.shape)
+        bins = bins_of(flat)
+        chance = self._law.kept(self.histogram.selection_logs(flat, self.power), bins)
+        chance = (chance * self._support.at(bins)).reshape(asked.shape)
         return chance if isinstance(magnitude, np.ndarray) else float(chance)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cut:
-    """Where the largest weights of some number end: all above ``bin``, the share ``share`` of those in it."""
-
-    bin: int
-    share: float
-
-    def at(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.where(bins == self.bin, self.share, bins > self.bin)
-
-    @property
-    def magnitude(self) -> float:
-        return float(bin_magnitudes(np.array([self.bin]))[0])
-
-
-_NOTHING = _Cut(_INFINITY_BIN, 0.0)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Law:
-    """The solved closed form: a weight is kept when drawn more than ``cut`` times, and by ``tied`` when just so often.
+    """The solved closed form: a weight is kept when drawn more than ``cut`` times, and by chance when about so often.
 
-    ``tied`` is phi, the chance of every tied weight, or the cut from which on the larger of them are kept.
+    ``tied`` says how likely, for each count near the cut: one number, or one for each of ``centres`` (bin numbers).
     """
 
     samples: int
     log_lambda: float
     cut: int
-    tied: float | _Cut
+    tied: dict[int, NDArray[np.float64]]
+    centres: NDArray[np.float64]
 
-    def counted(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """P(c > cut) and P(c = cut) of weights with x = T log|w|."""
+    def kept(self, x: NDArray[np.float64], bins: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The chance q of weights with x = T log|w|, in ``bins``."""
         pi = _inclusion(self.log_lambda, x)
-        above = _exceeds(self.cut, self.samples, pi)
-        return above, _exceeds(self.cut - 1, self.samples, pi) - above
+        q = _exceeds(self.cut, self.samples, pi)
+        for count, chances in self.tied.items():
+            q += _equals(count, self.samples, pi) * np.interp(bins, self.centres, chances)
+        return q
 
-    def kept(
-        self, above: NDArray[np.float64], equal: NDArray[np.float64], bins: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """Q of weights in ``bins``, given what ``counted`` says of them."""
-        return above + equal * (self.tied.at(bins) if isinstance(self.tied, _Cut) else self.tied)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Groups:
+    """Weights that can be drawn, in groups of neighbouring bins: their mean bin, their number, their mean T log|w|."""
+
+    centres: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+    xs: NDArray[np.float64]
+
+    @classmethod
+    def around(
+        cls, places: list[int], bins: NDArray[np.int64], counts: NDArray[np.float64], x: NDArray[np.float64]
+    ) -> Self:
+        """Single bins near ``places``, wide groups far away: what is smooth in the magnitude needs no more."""
+        edges = np.concatenate([place + _STEPS for place in places])
+        starts = np.unique(np.searchsorted(bins, edges).clip(max=len(bins) - 1))
+        starts[0] = 0
+        sizes = np.add.reduceat(counts, starts)
+        return cls(np.add.reduceat(counts * bins, starts) / sizes, sizes, np.add.reduceat(counts * x, starts) / sizes)
 
 
 def _solve(
-    histogram: MagnitudeHistogram, support: _Cut, keep: int, tau: int, *, samples: int, power: float, ties: Ties
+    histogram: MagnitudeHistogram, support: Cut, keep: int, tau: int, *, samples: int, power: float, ties: Ties
 ) -> tuple[_Law, NDArray[np.float64]]:
     """The law of these settings, and q of every bin. ``tau`` is the bin in which the deterministic mask cuts."""
     inside = histogram.counts * support.at(histogram.bins)
     drawable = round(float(inside.sum()))
+    nowhere = np.zeros(1)
     if keep == 0 or drawable == keep:  # nothing to solve: none is kept, or all that can be drawn
-        law = _Law(samples, math.inf if keep else -math.inf, samples - 1, 0.0)
+        law = _Law(samples, math.inf if keep else -math.inf, samples - 1, {}, nowhere)
         return law, np.full(len(inside), float(keep > 0))
+    if ties == "random" and samples == 2:
+        samples = 1  # the same law: who is drawn by one of two goes in by the toss of a coin
     first = int(np.flatnonzero(inside)[0])
     bins, counts = histogram.bins[first:], inside[first:]
     x = histogram.selection_logs(histogram.magnitudes, power)[first:]
-
-    # What is smooth in the magnitude is computed for groups of bins: single ones near tau, wide ones far away.
-    edges = np.concatenate([tau - _STEPS[::-1], [tau], tau + _STEPS])
-    starts = np.unique(np.searchsorted(bins, edges).clip(max=len(bins) - 1))
-    starts[0] = 0
-    sizes = np.add.reduceat(counts, starts)
-    centres = np.add.reduceat(counts * bins, starts) / sizes
-    xs = np.add.reduceat(counts * x, starts) / sizes
-
-    log_lambda = scipy.optimize.brentq(
-        lambda theta: float((sizes * _inclusion(theta, xs)).sum()) - keep,
-        -xs.max() + math.log(keep / drawable) - 1,  # sum(pi) <= drawable * lambda * max(p) < keep
-        -xs.min() + 6,  # every pi is 1
-        xtol=1e-12,
-        maxiter=500,
-    )
-    pi = _inclusion(log_lambda, xs)
+    groups = _Groups.around([tau], bins, counts, x)
+    log_lambda = _solve_draw(groups, keep)
+    pi = _inclusion(log_lambda, groups.xs)
     # A hair below keep: at M = 1, sum(pi) = keep up to rounding, and which side it falls on must not matter.
     limit = keep * (1 - 1e-6)
     cut = bisect.bisect_left(
-        range(samples), True, key=lambda j: float((sizes * _exceeds(j, samples, pi)).sum()) <= limit
+        range(samples), True, key=lambda j: float((groups.sizes * _exceeds(j, samples, pi)).sum()) <= limit
     )
-    law = _Law(samples, log_lambda, cut, 0.0)
-    above, equal = (np.interp(bins, centres, part) for part in law.counted(xs))
-
-    missing = keep - float((counts * above).sum())
-    if ties == "random":
-        law = dataclasses.replace(law, tied=min(max(missing / float((counts * equal).sum()), 0.0), 1.0))
-    else:
-        from_top = np.cumsum((counts * equal)[::-1])
-        place = len(bins) - 1 - min(int(np.searchsorted(from_top, missing)), len(bins) - 1)
-        here = counts[place] * equal[place]
-        over = from_top[len(bins) - 1 - place] - missing
-        law = dataclasses.replace(law, tied=_Cut(int(bins[place]), min(max(1 - _ratio(over, here), 0.0), 1.0)))
+    above, equal = _exceeds(cut, samples, pi), _equals(cut, samples, pi)
     q = np.zeros(len(inside))
-    q[first:] = law.kept(above, equal, bins)
+    if ties == "random":
+        above, equal = (np.interp(bins, groups.centres, part) for part in (above, equal))
+        phi = (keep - float((counts * above).sum())) / float((counts * equal).sum())
+        phi = min(max(phi, 0.0), 1.0)
+        law = _Law(samples, log_lambda, cut, {cut: np.array([phi])}, nowhere)
+        q[first:] = above + phi * equal
+    else:
+        last_tied = np.searchsorted(np.cumsum((groups.sizes * equal)[::-1]), keep - (groups.sizes * above).sum())
+        place = int(groups.centres[::-1][min(last_tied, len(pi) - 1)])
+        groups = _Groups.around([tau, place], bins, counts, x)
+        tied = _tied_by_magnitude(groups, keep, cut, samples, _inclusion(log_lambda, groups.xs))
+        law = _Law(samples, log_lambda, max(tied), tied, groups.centres)
+        q[first:] = np.interp(bins, groups.centres, law.kept(groups.xs, groups.centres.astype(np.int64)))
     return law, q
+
+
+def _solve_draw(groups: _Groups, keep: int) -> float:
+    """The log of lambda at which one draw takes ``keep`` weights."""
+    low = -groups.xs.max() + math.log(keep / groups.sizes.sum()) - 1  # sum(pi) <= drawable * lambda * max(p) < keep
+    high = -groups.xs.min() + 6  # every pi is 1
+    return float(
+        scipy.optimize.brentq(
+            lambda theta: float((groups.sizes * _inclusion(theta, groups.xs)).sum()) - keep,
+            low,
+            high,
+            xtol=1e-12,
+            maxiter=500,
+        )
+    )
+
+
+def _tied_by_magnitude(
+    groups: _Groups, keep: int, cut: int, samples: int, pi: NDArray[np.float64]
+) -> dict[int, NDArray[np.float64]]:
+    """For each count near the cut, the chance of each group's weights to be kept when drawn so often.
+
+    A weight drawn c times is kept if fewer than ``keep`` go before it: all that are drawn more often, and the larger
+    ones drawn as often. Their number is nearly normal; its variance is the one given that all draws together took
+    samples * keep weights. (Were the last tied magnitude fixed, as sum(q) = keep gives it, ir would come out up to 4 %
+    wrong at keep = 600: ir is not linear in it.)
+    """
+    spread = samples * pi * (1 - pi)
+    chances = {}
+    for count in range(max(cut - 1, 0), min(cut + 1, samples) + 1):
+        more = _exceeds(count, samples, pi)
+        either = more + _equals(count, samples, pi)
+        # What a group adds to the number that goes before, to its variance, and to its covariance with all counts:
+        # when its weights are smaller, and when they are larger.
+        smaller = np.stack([more, more * (1 - more), spread * _equals(count, samples - 1, pi)]) * groups.sizes
+        larger = np.stack([either, either * (1 - either), spread * _equals(count - 1, samples - 1, pi)]) * groups.sizes
+        # At the lower edge of each group: it and all above it are larger.
+        number, variance, covariance = smaller.sum(axis=1)[:, None] + _sums_from_top(larger - smaller)
+        variance = variance - covariance**2 / (groups.sizes * spread).sum()
+        deviation = np.sqrt(np.maximum((variance[1:] + variance[:-1]) / 2, 1e-18))
+        chances[count] = _mean_below(keep, number[1:], number[:-1], deviation)
+    return chances
+
+
+def _sums_from_top(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For each row: the sum from every place to the end, and 0 behind the last."""
+    sums = np.cumsum(values[:, ::-1], axis=1)[:, ::-1]
+    return np.concatenate([sums, np.zeros((len(values), 1))], axis=1)
+
+
+def _mean_below(
+    limit: int, low: NDArray[np.float64], high: NDArray[np.float64], deviation: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """P(normal < limit), averaged over means from ``low`` to ``high``."""
+
+    def integral(z: NDArray[np.float64]) -> NDArray[np.float64]:
+        return z * scipy.special.ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+    from_, to = (limit - high) / deviation, (limit - low) / deviation
+    width = to - from_
+    flat = width < 1e-4
+    averaged = (integral(to) - integral(from_)) / np.where(flat, 1.0, width)
+    return np.where(flat, scipy.special.ndtr((from_ + to) / 2), averaged).clip(0.0, 1.0)
 
 
 def _inclusion(log_lambda: float, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -429,7 +345,12 @@ def _exceeds(count: int, samples: int, pi: NDArray[np.float64]) -> NDArray[np.fl
     return np.asarray(scipy.special.betainc(count + 1, samples - count, pi), dtype=np.float64)
 
 
-def _undecided(histogram: MagnitudeHistogram, support: _Cut, q: NDArray[np.float64]) -> tuple[int, int] | None:
+def _equals(count: int, samples: int, pi: NDArray[np.float64]) -> NDArray[np.float64]:
+    """P(c = count) for c ~ Binomial(samples, pi)."""
+    return _exceeds(count - 1, samples, pi) - _exceeds(count, samples, pi)
+
+
+def _undecided(histogram: MagnitudeHistogram, support: Cut, q: NDArray[np.float64]) -> tuple[int, int] | None:
     """The first and the last bin in which q is neither 0 nor 1."""
     chance = histogram.bins[(q > NEGLIGIBLE) & (q < 1 - NEGLIGIBLE) & (support.at(histogram.bins) > 0)]
     return (int(chance[0]), int(chance[-1])) if len(chance) else None
@@ -438,12 +359,6 @@ def _undecided(histogram: MagnitudeHistogram, support: _Cut, q: NDArray[np.float
 def _edges(first: int, last: int) -> tuple[float, float]:
     low, high = bin_magnitudes(np.array([first, last + 1]))
     return float(low), float(high)
-
-
-def _bins_of(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """``magnitude_bins`` of magnitudes in numpy; all of them exist."""
-    single = magnitudes.clip(max=float(np.finfo(np.float32).max)).astype(np.float32)
-    return (single.view(np.int32) >> _DROPPED_BITS).astype(np.int64) + 1
 
 
 def _ratio(part: float, whole: float) -> float:

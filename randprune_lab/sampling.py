@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from randprune_lab.checks import check_option, check_power, check_reach, check_samples, keep_count
-from randprune_lab.keepcurve import TIES, KeepCurve, MagnitudeHistogram, Ties, magnitude_bins, support_size
+from randprune_lab.histogram import MagnitudeHistogram, magnitude_bins
+from randprune_lab.keepcurve import TIES, KeepCurve, Ties, support_size
 
 Method = Literal["fast", "exact"]
 METHODS: tuple[Method, ...] = ("fast", "exact")

@@ -15,7 +15,8 @@ import scipy
 from torch import Tensor
 
 from randprune_lab.checks import check_option, check_positive, check_samples, check_sparsity, keep_count
-from randprune_lab.keepcurve import KeepCurve, MagnitudeHistogram
+from randprune_lab.histogram import MagnitudeHistogram
+from randprune_lab.keepcurve import KeepCurve
 
 RatioSchedule = Literal["decrease", "increase"]
 RATIO_SCHEDULES: tuple[RatioSchedule, ...] = ("decrease", "increase")

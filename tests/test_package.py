@@ -17,6 +17,7 @@ PACKAGE = ROOT / "randprune_lab"
 # Imports point upwards in this list only.
 ROOMS = [
     "checks",
+    "histogram",
     "keepcurve",
     "sampling",
     "schedules",
@@ -42,7 +43,7 @@ ROOMS = [
     "cli",
 ]
 # Rooms of pure maths and plain data: no files, no networks.
-PURE = ["checks", "keepcurve", "sampling", "schedules", "config", "events"]
+PURE = ["checks", "histogram", "keepcurve", "sampling", "schedules", "config", "events"]
 
 PUBLIC = [
     "KeepCurve",

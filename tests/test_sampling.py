@@ -266,6 +266,22 @@ def test_23_million_weights_in_bfloat16():
     assert int(mask.sum()) == keep
 
 
+@BOTH
+@TIED
+@pytest.mark.parametrize(
+    ("size", "reach", "drawable"), [(40, 1.37, 14), (40, 1.33, 13), (40, 9.0, 40), (2_000, 1.0013, 501)]
+)
+def test_everything_within_reach_is_drawn_and_nothing_beyond(size, reach, drawable, ties, method):
+    """round(reach * keep), not one more or less: a quarter is kept, evenly drawn (T = 0), until all have been seen."""
+    weight = normal(size)
+    sampler = mask_sampler(weight, 0.75, samples=1, power=0.0, reach=reach, method=method, ties=ties)
+    generator = seeded()
+    seen = torch.zeros(size, dtype=torch.bool)
+    for _ in range(200):
+        seen |= sampler(generator)
+    assert torch.equal(seen, magnitude_mask(weight, 1 - drawable / size))
+
+
 # --- randomness is an argument
 
 
