@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from randprune_lab.checks import check_option
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.keepcurve import KeepCurve
 from randprune_lab.sampling import candidate_generator, magnitude_mask, mask_sampler, random_mask
@@ -167,12 +168,10 @@ def _one_mask(weight: Tensor) -> None:
 
 
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device = {name!r}: not available here. Pass cpu, or cuda where a GPU is.") from error
-    return device
+    check_option("device", name, ("cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device = 'cuda': no CUDA device is here. Pass cpu.")
+    return torch.device(name)
 
 
 def _at_most(name: str, value: float, limit: float, unit: str) -> Measurement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import TypeVar
@@ -11,43 +12,64 @@ from typing import TypeVar
 Option = TypeVar("Option", bound=str)
 
 
+MOST_SAMPLES = 2**31 - 1
+GREATEST_POWER = 1e6
+
+
+def check_number(name: str, value: float) -> float:
+    """A real number; NaN and infinities are left to the rule that follows."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise ValueError(f"{name} = {value!r}: must be a number, not {type(value).__name__}. Pass for example 2.")
+    return float(value)
+
+
+def check_whole(name: str, value: int) -> int:
+    """A whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        near = f"round({value})" if isinstance(value, numbers.Real) and math.isfinite(value) else "for example 4"
+        raise ValueError(f"{name} = {value!r}: must be a whole number. Pass {near}.") from None
+
+
 def check_sparsity(sparsity: float) -> float:
     """A share of weights removed, in [0, 1)."""
-    if not 0 <= sparsity < 1:  # also false for NaN
+    share = check_number("sparsity", sparsity)
+    if not 0 <= share < 1:  # also false for NaN
         raise ValueError(
             f"sparsity = {sparsity}: must lie in [0, 1), the share of the weights that is removed. "
             "For a compression of 16x, pass 1 - 1/16 = 0.9375."
         )
-    return float(sparsity)
+    return share
 
 
 def check_samples(samples: int) -> int:
-    """The number M of masks that are drawn and added up: a whole number, 1 or more."""
-    try:
-        number = operator.index(samples)
-    except TypeError:
-        raise ValueError(f"samples = {samples!r}: must be a whole number. Pass round({samples!r}).") from None
+    """The number M of masks that are drawn and added up: a whole number from 1 to 2**31 - 1."""
+    number = check_whole("samples", samples)
     if number < 1:
         raise ValueError(
             f"samples = {samples}: at least 1 mask must be drawn. Pass samples=1 for the most randomness, "
             "or use magnitude_mask for none."
         )
+    if number > MOST_SAMPLES:
+        raise ValueError(f"samples = {samples}: at most 2**31 - 1. Pass fewer; use magnitude_mask for no randomness.")
     return number
 
 
 def check_power(power: float) -> float:
-    """The exponent T of the selection weights |w|**T: finite, 0 or more."""
-    if not 0 <= power < math.inf:
+    """The exponent T of the selection weights |w|**T: from 0 to a million."""
+    exponent = check_number("power", power)
+    if not 0 <= exponent <= GREATEST_POWER:
         raise ValueError(
-            f"power = {power}: must be finite and at least 0, so that large weights are never the less likely ones. "
-            "The paper uses 5; 0 draws uniformly."
+            f"power = {power}: must be finite and at least 0, lest large weights be the less likely ones, and at most "
+            f"{GREATEST_POWER:g}. The paper uses 5; 0 draws uniformly."
         )
-    return float(power)
+    return exponent
 
 
 def check_reach(reach: float | None) -> float | None:
     """The reach r: only the round(r * keep) largest weights can be drawn. At least 1, or None for every one."""
-    if reach is not None and not 1 <= reach < math.inf:
+    if reach is not None and not 1 <= check_number("reach", reach) < math.inf:
         raise ValueError(
             f"reach = {reach}: must be finite and at least 1 (1 draws among exactly the weights that magnitude keeps). "
             "Pass None to let every surviving weight be drawn."
@@ -58,7 +80,7 @@ def check_reach(reach: float | None) -> float | None:
 def check_option(name: str, value: str, options: Iterable[Option]) -> Option:
     """One of the named options; an unknown one is refused with the nearest valid one."""
     valid = {str(option): option for option in options}
-    if value not in valid:
+    if not isinstance(value, str) or value not in valid:
         near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.0)[0]
         raise ValueError(f"{name} = {value!r}: unknown. Did you mean {near!r}? Valid: {', '.join(valid)}.")
     return valid[value]
@@ -66,7 +88,7 @@ def check_option(name: str, value: str, options: Iterable[Option]) -> Option:
 
 def check_positive(name: str, value: float) -> float:
     """A finite number above 0."""
-    if not 0 < value < math.inf:
+    if not 0 < check_number(name, value) < math.inf:
         raise ValueError(f"{name} = {value}: must be finite and above 0. Pass a positive number.")
     return float(value)
 

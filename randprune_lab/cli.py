@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import math
 import os
 import shlex
 import statistics
@@ -14,6 +16,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # Two busy torch processes on few cores otherwise spin against each other. It counts only before torch is imported,
 # which is why everything that needs torch is imported inside the commands.
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="A lab for randomized iterative magnitude pruning (arXiv 2310.13183).",
 )
@@ -40,10 +42,14 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tab
 
 def main() -> None:
     """The ``randprune`` command. What its user can mend is said in one red line, with exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign gets a question mark
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False, args=sys.argv[1:] or ["--help"]))
     except (ValueError, _UsageError) as error:
-        Console(stderr=True, soft_wrap=True).print(_one_line(error), style="red", markup=False, highlight=False)
+        line = _printable(_one_line(error))
+        Console(stderr=True, soft_wrap=True).print(line, style="red", markup=False, highlight=False)
         sys.exit(2)
 
 
@@ -167,13 +173,15 @@ def _print_tensors(model: str, settings: ExploreSettings, rows: Iterable[TensorR
     ]
     _print_table(title, columns, cells)
     _console().print(
-        "tau: the smallest magnitude that the plain mask keeps. near tau: weights within [2/3 tau, 4/3 tau]. "
+        "tau: the smallest magnitude that the plain mask keeps. near tau: weights from 2/3 tau to 4/3 tau. "
         "M: masks drawn and added up. ir, swapped: expected, in closed form."
         + (f" ir drawn: of {settings.draw} masks, mean ± standard deviation." if settings.draw else "")
     )
 
 
 def _mean_and_spread(values: tuple[float, ...]) -> str:
+    if math.inf in values:
+        return "inf"
     mean = f"{statistics.mean(values):.5f}"
     return f"{mean} ± {statistics.stdev(values):.0e}" if len(values) > 1 else mean
 
@@ -182,7 +190,7 @@ def _mean_and_spread(values: tuple[float, ...]) -> str:
 def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; medians count.")] = 21,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 2,
     as_json: _Json = False,
 ) -> None:
     """What a randomized mask costs on this machine, beside a plain one and the paper's loop (about a minute)."""
@@ -198,7 +206,7 @@ def bench(
 
 
 def _print_bench(where: str, rows: list[Measurement]) -> None:
-    verdicts = {None: "", True: "reached", False: "[red]missed[/red]"}
+    verdicts = {None: "", True: "reached", False: "missed"}
     cells = [(row.name, f"{row.value:,.4g} {row.unit}", row.target or "", verdicts[row.reached]) for row in rows]
     title = f"768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach ({where})"
     _print_table(title, ("what", "measured", "target", ""), cells)
@@ -217,9 +225,9 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str
             min_width=widest if place else min(widest, 14),
         )
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*(Text(_printable(cell), style="red" if cell == "missed" else "") for cell in row))
     console = _console()
-    console.print(title, style="bold", markup=False)
+    console.print(_printable(title), style="bold", markup=False)
     console.print(table)
 
 
@@ -229,8 +237,26 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=120)
 
 
+def _printable(text: str) -> str:
+    """Names of tensors and files come from anywhere: what would steer a terminal is shown as a question mark."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
 def _print_json(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(data, indent=2))
+    typer.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: null stands for it."""
+    match value:
+        case dict():
+            return {name: _finite(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_finite(part) for part in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
 
 
 def _one_line(error: Any) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from randprune_lab.checks import check_option, check_power, check_reach, check_samples
 from randprune_lab.keepcurve import Ties
-from randprune_lab.sampling import Method as Sampler
+from randprune_lab.sampling import Sampler
 from randprune_lab.schedules import STAGES, check_stages
 
 METHODS = ("imp", "randomized")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from randprune_lab.checks import keep_count
 from randprune_lab.config import RunConfig
 from randprune_lab.events import CandidateScored, DenseTrained, Event, Score, StageFinished
 from randprune_lab.masks import (
@@ -33,6 +34,12 @@ def prune(config: RunConfig) -> Iterator[Event]:
     task = digits()
     model = build_model(config.model, seed_of(config.seed, "model"))
     masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable_weights(model).items()}
+    for name, mask in masks.items():
+        if keep_count(mask.numel(), config.stages[-1]) == 0:
+            raise ValueError(
+                f"stages end at {config.stages[-1]}: nothing of {name} ({mask.numel()} weights) would be kept. "
+                f"End at {1 - 1 / mask.numel():.4f} or less."
+            )
     _train(model, task, masks, config, "dense")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     yield DenseTrained(evaluate(model, task.test), len(flatten(masks)), parameters)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from randprune_lab.keepcurve import KeepCurve, Ties
+from randprune_lab.checks import check_option, check_positive, check_power, check_reach, check_samples, check_sparsity
+from randprune_lab.keepcurve import TIES, KeepCurve, Ties
 from randprune_lab.models import weight_matrices
 from randprune_lab.sampling import candidate_generator, introduced_randomness, magnitude_mask, mask_sampler
-from randprune_lab.schedules import RatioSchedule, samples_for_ratio
+from randprune_lab.schedules import RATIO_SCHEDULES, RatioSchedule, samples_for_ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,17 @@ class ExploreSettings:
     draw: int = 0  # random masks to draw besides, candidates 1, 2, ... of stage 1 of a run with this seed
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what no tensor could be drawn with."""
+        check_sparsity(self.sparsity)
+        check_positive("sampling_ratio", self.sampling_ratio)
+        check_option("schedule", self.schedule, RATIO_SCHEDULES)
+        if self.samples is not None:
+            check_samples(self.samples)
+        check_power(self.power)
+        check_reach(self.reach)
+        check_option("ties", self.ties, TIES)
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorRow:
@@ -39,7 +51,7 @@ class TensorRow:
         n: its weights, zeros included.
         alive: those that are not 0.
         threshold: tau, the smallest magnitude that the deterministic mask keeps; None when it keeps nothing.
-        near_threshold: the share of the existing weights within [2/3 tau, 4/3 tau] (arXiv 2310.13183, Figure 1).
+        near_threshold: the share of the existing weights from 2/3 tau to 4/3 tau (arXiv 2310.13183, Figure 1).
         samples: M, the masks drawn and added up.
         expected_ir: introduced randomness to expect (Eq. 1).
         swapped: share of the kept weights to expect that the deterministic mask would not keep.

@@ -17,7 +17,32 @@ from torch import Tensor
 _DROPPED_BITS = 23 - 12
 _MAGNITUDE = 0x7FFFFFFF
 INFINITY_BIN = (0x7F800000 >> _DROPPED_BITS) + 1
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 2**22  # weights binned at a time: the copies stay small whatever the tensor's size
+
+
+def check_weight(weight: Tensor, alive: Tensor | None) -> None:
+    """A dense float tensor, and a mask that fits it."""
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight is a {type(weight).__name__}: must be a torch tensor. Pass torch.as_tensor(weight).")
+    if weight.dtype not in _DTYPES:
+        raise ValueError(
+            f"weight has dtype {weight.dtype}: must be floating point. Convert it with weight.float() (16, 32 and 64 "
+            "bits are taken as they are)."
+        )
+    if weight.layout != torch.strided or weight.is_meta:
+        raise ValueError(
+            f"weight has layout {weight.layout} on {weight.device}: must be a dense tensor with values. "
+            "Pass weight.to_dense(), or load the weights first."
+        )
+    if alive is not None and (
+        not isinstance(alive, Tensor) or alive.shape != weight.shape or alive.dtype != torch.bool
+    ):
+        kind, shape = getattr(alive, "dtype", type(alive)), tuple(getattr(alive, "shape", ()))
+        raise ValueError(
+            f"alive is {kind} of shape {shape}, the weight has shape {tuple(weight.shape)}: alive must be a bool "
+            "tensor of the same shape, True = the weight still exists."
+        )
 
 
 def magnitude_bins(weight: Tensor, alive: Tensor | None = None) -> Tensor:
@@ -28,14 +53,8 @@ def magnitude_bins(weight: Tensor, alive: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: the weights are not floating point, not all finite, or ``alive`` does not fit them.
     """
-    if not weight.is_floating_point():
-        raise ValueError(f"weight has dtype {weight.dtype}: must be floating point. Convert it with weight.float().")
-    if alive is not None and (alive.shape != weight.shape or alive.dtype != torch.bool):
-        raise ValueError(
-            f"alive is {alive.dtype} of shape {tuple(alive.shape)}, the weight has shape {tuple(weight.shape)}: "
-            "alive must be a bool tensor of the same shape, True = the weight still exists."
-        )
-    flat = weight.detach().reshape(-1)
+    check_weight(weight, alive)
+    flat = weight.detach().resolve_neg().reshape(-1)
     exists = flat != 0 if alive is None else alive.reshape(-1)
     single = flat
     if flat.dtype == torch.float64:  # what float32 cannot hold goes to the last finite bin; NaN passes through
@@ -61,7 +80,9 @@ def bin_magnitudes(bins: NDArray[np.int64]) -> NDArray[np.float64]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MagnitudeHistogram:
-    """How many weights have which magnitude, in bins at most 0.025 % wide at every scale.
+    """How many weights have which magnitude, in bins at most 0.025 % wide from 2**-126 to the largest float32.
+
+    (Below, where float32 itself loses precision, bins grow wider; all magnitudes above share the last bin.)
 
     Histograms add up: ``MagnitudeHistogram.of(a) + MagnitudeHistogram.of(b)`` is the one of both tensors together, and
     a tensor may be read in pieces.
@@ -83,8 +104,7 @@ class MagnitudeHistogram:
         Raises:
             ValueError: the weights are not floating point, not all finite, or ``alive`` does not fit them.
         """
-        if alive is not None and alive.shape != weight.shape:
-            magnitude_bins(weight, alive)  # raises: flattened, the two might agree
+        check_weight(weight, alive)
         flat = weight.detach().reshape(-1)
         exists = None if alive is None else alive.reshape(-1)
         totals = torch.zeros(INFINITY_BIN, dtype=torch.int64, device=weight.device)
@@ -145,7 +165,7 @@ class MagnitudeHistogram:
         return int(self.counts[self.bins > bin_].sum())
 
     def share_within(self, low: float, high: float) -> float:
-        """The share of the existing weights with ``low <= abs(w) < high`` (to one bin, 0.025 %)."""
+        """The share of the existing weights with ``low <= abs(w) < high``, to one bin (0.025 %)."""
         inside = (self.magnitudes >= low) & (self.magnitudes < high)
         return float(self.counts[inside].sum() / max(self.alive, 1))
 
@@ -171,6 +191,6 @@ _NOTHING = Cut(INFINITY_BIN, 0.0)
 
 
 def bins_of(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """``magnitude_bins`` of magnitudes in numpy; all of them exist."""
-    single = magnitudes.clip(max=float(np.finfo(np.float32).max)).astype(np.float32)
-    return (single.view(np.int32) >> _DROPPED_BITS).astype(np.int64) + 1
+    """``magnitude_bins`` of a flat array; all of them exist."""
+    given = torch.from_numpy(magnitudes)
+    return magnitude_bins(given, torch.ones_like(given, dtype=torch.bool)).numpy().astype(np.int64)

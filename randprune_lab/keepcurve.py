@@ -45,7 +45,7 @@ def support_size(keep: int, reach: float | None, alive: int) -> int:
             f"{alive} weights exist, {keep} are to be kept: at least as many must be alive. "
             "Raise the sparsity, or pass the mask of the stage before as alive."
         )
-    return alive if reach is None else min(alive, round(reach * keep))
+    return alive if reach is None else round(min(alive, reach * keep))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,9 +118,7 @@ class KeepCurve:
         keep = keep_count(histogram.size, sparsity)
         drawable = support_size(keep, reach, histogram.alive)
         support, kept = histogram.largest(drawable), histogram.largest(keep)
-        law, q = _solve(histogram, support, keep, kept.bin, samples=samples, power=power, ties=ties)
-        # D: what is kept of the weights that can be drawn and that the deterministic mask prunes.
-        swapped_in = float((histogram.counts * (support.at(histogram.bins) - kept.at(histogram.bins)) * q).sum())
+        law, q, swapped_in = _solve(histogram, support, kept, samples=samples, power=power, ties=ties)
         pruned = histogram.size - keep
         undecided = _undecided(histogram, support, q)
         threshold = kept.magnitude
@@ -198,7 +196,7 @@ class _Law:
     tied: dict[int, NDArray[np.float64]]
     centres: NDArray[np.float64]
 
-    def kept(self, x: NDArray[np.float64], bins: NDArray[np.int64]) -> NDArray[np.float64]:
+    def kept(self, x: NDArray[np.float64], bins: NDArray[np.integer | np.floating]) -> NDArray[np.float64]:
         """The chance q of weights with x = T log|w|, in ``bins``."""
         pi = _inclusion(self.log_lambda, x)
         q = _exceeds(self.cut, self.samples, pi)
@@ -208,67 +206,85 @@ class _Law:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Groups:
-    """Weights that can be drawn, in groups of neighbouring bins: their mean bin, their number, their mean T log|w|."""
+class _Weights:
+    """Weights that can be drawn, some together: where (a bin, or the mean of several), how many, mean T log|w|."""
 
-    centres: NDArray[np.float64]
+    places: NDArray[np.float64]
     sizes: NDArray[np.float64]
     xs: NDArray[np.float64]
 
-    @classmethod
-    def around(
-        cls, places: list[int], bins: NDArray[np.int64], counts: NDArray[np.float64], x: NDArray[np.float64]
-    ) -> Self:
-        """Single bins near ``places``, wide groups far away: what is smooth in the magnitude needs no more."""
-        edges = np.concatenate([place + _STEPS for place in places])
-        starts = np.unique(np.searchsorted(bins, edges).clip(max=len(bins) - 1))
+    def grouped(self, tau: int, *finely: float) -> _Weights:
+        """Single bins near ``tau`` and other places, wide groups far away: what is smooth needs no more."""
+        edges = np.concatenate([place - 0.5 + _STEPS for place in (tau, *finely)])
+        edges = np.concatenate(
+            [edges, [tau - 0.1], self.places[:4]]
+        )  # tau's two halves; a bin of live zeros stands alone
+        starts = np.unique(np.searchsorted(self.places, edges).clip(max=len(self.places) - 1))
         starts[0] = 0
-        sizes = np.add.reduceat(counts, starts)
-        return cls(np.add.reduceat(counts * bins, starts) / sizes, sizes, np.add.reduceat(counts * x, starts) / sizes)
+        sizes = np.add.reduceat(self.sizes, starts)
+        places = np.add.reduceat(self.sizes * self.places, starts) / sizes
+        return _Weights(places, sizes, np.add.reduceat(self.sizes * self.xs, starts) / sizes)
 
 
 def _solve(
-    histogram: MagnitudeHistogram, support: Cut, keep: int, tau: int, *, samples: int, power: float, ties: Ties
-) -> tuple[_Law, NDArray[np.float64]]:
-    """The law of these settings, and q of every bin. ``tau`` is the bin in which the deterministic mask cuts."""
-    inside = histogram.counts * support.at(histogram.bins)
-    drawable = round(float(inside.sum()))
-    nowhere = np.zeros(1)
-    if keep == 0 or drawable == keep:  # nothing to solve: none is kept, or all that can be drawn
-        law = _Law(samples, math.inf if keep else -math.inf, samples - 1, {}, nowhere)
-        return law, np.full(len(inside), float(keep > 0))
+    histogram: MagnitudeHistogram, support: Cut, plain: Cut, *, samples: int, power: float, ties: Ties
+) -> tuple[_Law, NDArray[np.float64], float]:
+    """The law of these settings, q of every bin, and D. ``plain`` is where the deterministic mask cuts."""
+    counts, kept = (histogram.counts * cut.at(histogram.bins) for cut in (support, plain))
+    keep = round(float(kept.sum()))
+    if keep == 0 or round(float(counts.sum())) == keep:  # nothing to solve: none is kept, or all that can be drawn
+        law = _Law(samples, math.inf if keep else -math.inf, samples - 1, {}, np.zeros(1))
+        return law, np.full(len(counts), float(keep > 0)), 0.0
     if ties == "random" and samples == 2:
         samples = 1  # the same law: who is drawn by one of two goes in by the toss of a coin
-    first = int(np.flatnonzero(inside)[0])
-    bins, counts = histogram.bins[first:], inside[first:]
-    x = histogram.selection_logs(histogram.magnitudes, power)[first:]
-    groups = _Groups.around([tau], bins, counts, x)
+    # The weights of tau's bin that the deterministic mask prunes come before those that it keeps: where magnitude or
+    # index decides, their chances differ.
+    first, tau = int(np.flatnonzero(counts)[0]), int(np.searchsorted(histogram.bins, plain.bin))
+    pruned = (counts - kept)[first : tau + 1]
+    weights = _Weights(
+        np.concatenate([histogram.bins[first:tau], [plain.bin - 0.25], histogram.bins[tau:]]).astype(np.float64),
+        np.concatenate([pruned, kept[tau:]]),
+        np.insert(histogram.selection_logs(histogram.magnitudes, power)[first:], tau - first, 0.0),
+    )
+    weights.xs[tau - first] = weights.xs[tau - first + 1]
+    some = weights.sizes > 0
+    weights = _Weights(weights.places[some], weights.sizes[some], weights.xs[some])
+
+    groups = weights.grouped(plain.bin)
     log_lambda = _solve_draw(groups, keep)
-    pi = _inclusion(log_lambda, groups.xs)
+    cut = _count_at_cut(groups, keep, samples, _inclusion(log_lambda, groups.xs))
+    solve_ties = _tied_at_random if ties == "random" else _tied_by_magnitude
+    law, chances = solve_ties(weights, groups, keep, plain.bin, samples, log_lambda, cut)
+
+    q = np.zeros(len(counts))
+    here = np.searchsorted(histogram.bins, weights.places)  # the lower half of tau's bin, too
+    np.add.at(q, here, weights.sizes * chances)
+    q[first:] /= counts[first:]
+    return law, q, float((weights.sizes * chances)[weights.places < plain.bin].sum())
+
+
+def _count_at_cut(groups: _Weights, keep: int, samples: int, pi: NDArray[np.float64]) -> int:
+    """The smallest count that fewer than ``keep`` weights are expected to exceed."""
     # A hair below keep: at M = 1, sum(pi) = keep up to rounding, and which side it falls on must not matter.
     limit = keep * (1 - 1e-6)
-    cut = bisect.bisect_left(
-        range(samples), True, key=lambda j: float((groups.sizes * _exceeds(j, samples, pi)).sum()) <= limit
+    return bisect.bisect_left(
+        range(samples), True, key=lambda count: float((groups.sizes * _exceeds(count, samples, pi)).sum()) <= limit
     )
-    above, equal = _exceeds(cut, samples, pi), _equals(cut, samples, pi)
-    q = np.zeros(len(inside))
-    if ties == "random":
-        above, equal = (np.interp(bins, groups.centres, part) for part in (above, equal))
-        phi = (keep - float((counts * above).sum())) / float((counts * equal).sum())
-        phi = min(max(phi, 0.0), 1.0)
-        law = _Law(samples, log_lambda, cut, {cut: np.array([phi])}, nowhere)
-        q[first:] = above + phi * equal
-    else:
-        last_tied = np.searchsorted(np.cumsum((groups.sizes * equal)[::-1]), keep - (groups.sizes * above).sum())
-        place = int(groups.centres[::-1][min(last_tied, len(pi) - 1)])
-        groups = _Groups.around([tau, place], bins, counts, x)
-        tied = _tied_by_magnitude(groups, keep, cut, samples, _inclusion(log_lambda, groups.xs))
-        law = _Law(samples, log_lambda, max(tied), tied, groups.centres)
-        q[first:] = np.interp(bins, groups.centres, law.kept(groups.xs, groups.centres.astype(np.int64)))
-    return law, q
 
 
-def _solve_draw(groups: _Groups, keep: int) -> float:
+def _tied_at_random(
+    weights: _Weights, groups: _Weights, keep: int, _tau: int, samples: int, log_lambda: float, cut: int
+) -> tuple[_Law, NDArray[np.float64]]:
+    """The law with one chance phi for all that are tied at the cut, and q of ``weights``."""
+    pi = _inclusion(log_lambda, groups.xs)
+    above = np.interp(weights.places, groups.places, _exceeds(cut, samples, pi))
+    equal = np.interp(weights.places, groups.places, _equals(cut, samples, pi))
+    phi = (keep - float((weights.sizes * above).sum())) / float((weights.sizes * equal).sum())
+    phi = min(max(phi, 0.0), 1.0)
+    return _Law(samples, log_lambda, cut, {cut: np.array([phi])}, np.zeros(1)), above + phi * equal
+
+
+def _solve_draw(groups: _Weights, keep: int) -> float:
     """The log of lambda at which one draw takes ``keep`` weights."""
     low = -groups.xs.max() + math.log(keep / groups.sizes.sum()) - 1  # sum(pi) <= drawable * lambda * max(p) < keep
     high = -groups.xs.min() + 6  # every pi is 1
@@ -284,7 +300,29 @@ def _solve_draw(groups: _Groups, keep: int) -> float:
 
 
 def _tied_by_magnitude(
-    groups: _Groups, keep: int, cut: int, samples: int, pi: NDArray[np.float64]
+    weights: _Weights, groups: _Weights, keep: int, tau: int, samples: int, log_lambda: float, cut: int
+) -> tuple[_Law, NDArray[np.float64]]:
+    """The law where the larger of the tied are kept, the lowest index among equals, and q of ``weights``."""
+    pi = _inclusion(log_lambda, groups.xs)
+    tied = np.cumsum((groups.sizes * _equals(cut, samples, pi))[::-1])
+    missing = keep - float((groups.sizes * _exceeds(cut, samples, pi)).sum())
+    last_tied = groups.places[::-1][min(int(np.searchsorted(tied, missing)), len(tied) - 1)]
+    groups = weights.grouped(tau, round(last_tied))
+    chances = _chances_when_tied(groups, keep, cut, samples, _inclusion(log_lambda, groups.xs))
+    law = _Law(samples, log_lambda, max(chances), chances, groups.places)
+    q = np.interp(weights.places, groups.places, law.kept(groups.xs, groups.places))
+    low = int(np.searchsorted(groups.places, tau - 0.25))
+    if groups.places[low] < tau:  # the two halves of tau's bin, as one for those who only know the magnitude
+        shares = groups.sizes[low : low + 2] / groups.sizes[low : low + 2].sum()
+        merged = {count: np.delete(chance, low) for count, chance in chances.items()}
+        for count, chance in chances.items():
+            merged[count][low] = shares @ chance[low : low + 2]
+        law = dataclasses.replace(law, tied=merged, centres=np.delete(groups.places, low))
+    return law, q
+
+
+def _chances_when_tied(
+    groups: _Weights, keep: int, cut: int, samples: int, pi: NDArray[np.float64]
 ) -> dict[int, NDArray[np.float64]]:
     """For each count near the cut, the chance of each group's weights to be kept when drawn so often.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from randprune_lab.keepcurve import Ties
-from randprune_lab.sampling import Method, candidate_generator, introduced_randomness, magnitude_mask, random_mask
+from randprune_lab.sampling import Sampler, candidate_generator, introduced_randomness, magnitude_mask, random_mask
 
 Masks = dict[str, Tensor]
 
@@ -29,7 +29,7 @@ def randomized_masks(
     samples: int,
     power: float,
     reach: float | None,
-    method: Method,
+    method: Sampler,
     ties: Ties,
 ) -> Masks:
     """Candidate ``candidate`` of a stage: a random mask of every tensor, each from its own generator."""

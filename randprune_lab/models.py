@@ -67,15 +67,18 @@ def weight_files(model: str | Path) -> list[Path]:
         ValueError: no safetensors are there, or only a pickle is.
     """
     path = Path(model)
-    if not path.exists():
-        path = _download(str(model))
-    if path.is_file():
+    try:
+        if not path.exists():
+            path = _download(str(model))
+    except OSError as error:
+        raise ValueError(f"{model}: cannot be read ({error}). Pass a folder with .safetensors files.") from error
+    if not path.is_dir():
         files, found = ([path] if path.suffix == ".safetensors" else []), [path]
     else:
         files, found = sorted(path.glob("*.safetensors")), sorted(path.iterdir())
         index = path / "model.safetensors.index.json"
-        if index.exists():  # sharded: just the shards, not what else may lie beside them
-            files = [path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        if index.is_file():
+            files = _shards(index)
     if files:
         return files
     pickles = [file.name for file in found if file.suffix in PICKLES]
@@ -91,13 +94,28 @@ def weight_files(model: str | Path) -> list[Path]:
     )
 
 
+def _shards(index: Path) -> list[Path]:
+    """The files that a sharded checkpoint's index names: just those, not what else may lie beside them."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [index.parent / name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise ValueError(f"{index}: no valid index ({error!r}). Download the checkpoint again.") from error
+    for name, file in zip(names, files, strict=True):
+        if Path(name).name != name or not file.is_file():
+            raise ValueError(f"{index}: names {name!r}, but there is no such file beside it. Download it again.")
+    return files
+
+
 def _download(model_id: str) -> Path:
+    if model_id.startswith((".", "/", "~")) or model_id.endswith(".safetensors") or model_id.count("/") > 1:
+        raise ValueError(f"{model_id}: no such file or folder. Check the path, or pass a Hub id such as owner/name.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(model_id, allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{model_id}: no such file or folder here, and the Hub did not give it either ({reason}). "

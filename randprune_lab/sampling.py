@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from randprune_lab.checks import check_option, check_power, check_reach, check_samples, keep_count
-from randprune_lab.histogram import MagnitudeHistogram, magnitude_bins
+from randprune_lab.checks import check_option, check_power, check_reach, check_samples, check_whole, keep_count
+from randprune_lab.histogram import MagnitudeHistogram, check_weight, magnitude_bins
 from randprune_lab.keepcurve import TIES, KeepCurve, Ties, support_size
 
-Method = Literal["fast", "exact"]
-METHODS: tuple[Method, ...] = ("fast", "exact")
+Sampler = Literal["fast", "exact"]
+SAMPLERS: tuple[Sampler, ...] = ("fast", "exact")
 
 SMALLEST_FAST = 1024  # below this many weights the closed form is too rough, and drawing is quick anyway
 _Lookup = Callable[[NDArray[np.float64]], Tensor]
@@ -44,6 +44,7 @@ def magnitude_mask(weight: Tensor, sparsity: float, *, alive: Tensor | None = No
     Raises:
         ValueError: sparsity out of range, weights not finite, or fewer alive than to keep (``alive`` given).
     """
+    check_weight(weight, alive)
     keep = keep_count(weight.numel(), sparsity)
     bins = magnitude_bins(weight, torch.ones_like(weight, dtype=torch.bool) if alive is None else alive)
     histogram = MagnitudeHistogram.from_bins(bins)
@@ -58,7 +59,7 @@ def random_mask(
     samples: int,
     power: float = 5.0,
     reach: float | None = None,
-    method: Method = "fast",
+    method: Sampler = "fast",
     ties: Ties = "random",
     alive: Tensor | None = None,
     generator: torch.Generator,
@@ -100,7 +101,7 @@ def mask_sampler(
     samples: int,
     power: float = 5.0,
     reach: float | None = None,
-    method: Method = "fast",
+    method: Sampler = "fast",
     ties: Ties = "random",
     alive: Tensor | None = None,
 ) -> Callable[[torch.Generator], Tensor]:
@@ -110,7 +111,9 @@ def mask_sampler(
     ``random_mask(..., generator=generator)`` bit for bit.
     """
     samples, power, reach = check_samples(samples), check_power(power), check_reach(reach)
-    check_option("method", method, METHODS), check_option("ties", ties, TIES)
+    check_option("method", method, SAMPLERS)
+    check_option("ties", ties, TIES)
+    check_weight(weight, alive)
     device = _sampling_device(weight.device)
     flat = weight.detach().reshape(-1).to(device)
     bins = magnitude_bins(flat.view(weight.shape), None if alive is None else alive.to(device))
@@ -150,11 +153,13 @@ def introduced_randomness(mask: Tensor, reference: Tensor) -> float:
         ValueError: the shapes differ, a mask is not bool, or the masks keep different numbers of weights.
     """
     for name, tensor in (("mask", mask), ("reference", reference)):
-        if tensor.dtype != torch.bool:
-            raise ValueError(f"{name} has dtype {tensor.dtype}: must be bool, True = kept. Pass {name} != 0.")
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            raise ValueError(f"{name} has dtype {kind}: must be bool, a tensor that is True where kept. Pass {name} != 0.")
     if mask.shape != reference.shape:
         raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, reference {tuple(reference.shape)}: they must be masks of one tensor."
+            f"mask has shape {tuple(mask.shape)}, reference {tuple(reference.shape)}: they must be "
+            "masks of one tensor. Build both from the same weight."
         )
     pruned, other = int((~reference).sum()), int((~mask).sum())
     if pruned != other:
@@ -174,7 +179,8 @@ def candidate_generator(
     The same four always give the same stream, in the engine and in the explorer alike; any other four another one.
     Devices without float64 (MPS) draw on the CPU.
     """
-    state = seed_of(int(seed), int(stage), int(candidate), str(parameter))
+    names = {"seed": seed, "stage": stage, "candidate": candidate}
+    state = seed_of(*(check_whole(name, value) for name, value in names.items()), str(parameter))
     return torch.Generator(_sampling_device(torch.device(device))).manual_seed(state)
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import scipy
 from torch import Tensor
 
-from randprune_lab.checks import check_option, check_positive, check_samples, check_sparsity, keep_count
+from randprune_lab.checks import MOST_SAMPLES, check_option, check_positive, check_sparsity, check_whole, keep_count
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.keepcurve import KeepCurve
 
@@ -48,7 +48,9 @@ def check_stages(stages: Sequence[float]) -> tuple[float, ...]:
 
 def cubic_stages(final: float, stages: int) -> tuple[float, ...]:
     """``stages`` sparsities that rise to ``final``, fast first and slowly at the end: final * (1 - (1 - t/n)**3)."""
-    count = check_samples(stages)
+    count = check_whole("stages", stages)
+    if not 1 <= count <= 1000:
+        raise ValueError(f"stages = {count}: must be at least 1 and at most 1,000. Pass for example 4.")
     top = check_sparsity(final)
     return check_stages([top * (1 - (1 - stage / count) ** 3) for stage in range(1, count + 1)])
 
@@ -65,8 +67,13 @@ def samples_for_ratio(sampling_ratio: float, n: int, sparsity: float, schedule: 
     """
     check_positive("sampling_ratio", sampling_ratio)
     check_option("schedule", schedule, RATIO_SCHEDULES)
+    if check_whole("n", n) < 1:
+        raise ValueError(f"n = {n}: a tensor has at least 1 weight. Pass weight.numel().")
     keep = keep_count(n, sparsity)
-    return max(1, int(sampling_ratio * (n - keep if schedule == "decrease" else keep)))
+    draws = sampling_ratio * (n - keep if schedule == "decrease" else keep)
+    if draws > MOST_SAMPLES:
+        raise ValueError(f"sampling_ratio = {sampling_ratio}: gives {draws:.3g} samples, more than 2**31. Pass less.")
+    return max(1, int(draws))
 
 
 def samples_for_ir(
@@ -90,10 +97,13 @@ def samples_for_ir(
         return KeepCurve.of(histogram, sparsity, samples=samples, power=power, reach=reach).expected_ir
 
     _check_reachable(target_ir, ir_of(MAX_SAMPLES), ir_of(1), f"samples from 1 to {MAX_SAMPLES:,}", "another power")
-    more, fewer = MAX_SAMPLES, 1  # ir_of(more) <= target <= ir_of(fewer)
+    few_enough = target_ir * (1 + 1e-9)  # on a plateau, rounding must not decide
+    if ir_of(1) <= few_enough:
+        return 1
+    more, fewer = MAX_SAMPLES, 1  # ir_of(more) <= target < ir_of(fewer)
     while more - fewer > 1:
         middle = max(math.isqrt(more * fewer), fewer + 1)
-        more, fewer = (middle, fewer) if ir_of(middle) <= target_ir else (more, middle)
+        more, fewer = (middle, fewer) if ir_of(middle) <= few_enough else (more, middle)
     nearest = min((fewer, more), key=lambda samples: abs(math.log(max(ir_of(samples), _NO_RANDOMNESS) / target_ir)))
     return 1 if nearest == 2 else nearest
 

@@ -89,3 +89,9 @@ def test_threads_wait_passively():
     code = "import os, randprune_lab.cli; print(os.environ['OMP_WAIT_POLICY'])"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == "PASSIVE"
+
+
+def test_without_a_command_help_is_shown(command):
+    code, out, err = command()
+    assert (code, err) == (0, "")
+    assert "explore" in out

@@ -168,3 +168,8 @@ def test_records_are_frozen():
         Score(0.5, 1.0).accuracy = 1.0
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         RunConfig().seed = 1
+
+
+def test_a_schedule_that_would_empty_a_layer_is_refused_before_training():
+    with pytest.raises(ValueError, match=r"0.9996: nothing of 4.weight \(1000 weights\)"):
+        next(engine.prune(RunConfig(stages=(0.9996,), dense_epochs=10**6)))

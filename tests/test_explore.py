@@ -103,6 +103,14 @@ def wrong_inputs(folder):
     save_file({"a": torch.tensor([[1.0, float("nan")]])}, folder / "nan.safetensors")
     save_file({"a": torch.tensor([[1.0, 0, 0, 0]])}, folder / "pruned.safetensors")
     (folder / "broken.safetensors").write_bytes(b"not at all")
+    for name, index in {
+        "no map": "{}",
+        "no json": "{",
+        "outside": '{"weight_map": {"a": "../model.safetensors"}}',
+        "missing": '{"weight_map": {"a": "gone.safetensors"}}',
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors.index.json").write_text(index)
     ok = folder / "model.safetensors"
     return {
         "sparsity": ([ok, "--sparsity", "1"], ["sparsity = 1.0", "[0, 1)", "0.9375"]),
@@ -122,6 +130,14 @@ def wrong_inputs(folder):
         "damaged": ([folder / "broken.safetensors"], ["broken.safetensors", "not a readable"]),
         "no such path": ([folder / "missing"], ["missing", "no such"]),
         "unreachable hub": (["nobody/nothing"], ["nobody/nothing", "no such"]),
+        "index without map": ([folder / "no map"], ["index.json", "no valid index"]),
+        "index no json": ([folder / "no json"], ["index.json", "no valid index"]),
+        "index outside": ([folder / "outside"], ["'../model.safetensors'", "no such file beside it"]),
+        "index missing": ([folder / "missing"], ["'gone.safetensors'", "no such file beside it"]),
+        "no file at all": (["/dev/null"], ["/dev/null"]),
+        "huge samples": ([ok, "--samples", 10**19], ["samples = 1", "at most"]),
+        "huge ratio": ([ok, "--sr", "1e308"], ["sampling_ratio = 1e+308"]),
+        "huge power": ([ok, "--power", "1e308"], ["power = 1e+308", "at most"]),
         "unknown option": ([ok, "--sparsty", "0.5"], ["--sparsty", "--sparsity"]),
         "no number": ([ok, "--sparsity", "high"], ["--sparsity", "high"]),
     }
@@ -129,7 +145,8 @@ def wrong_inputs(folder):
 
 WRONG = ["sparsity", "samples", "reach", "power", "ratio", "ties", "schedule", "pattern", "no match", "nan"]
 WRONG += ["too few alive", "pickle", "pickled file", "nothing there", "damaged", "no such path", "unreachable hub"]
-WRONG += ["unknown option", "no number"]
+WRONG += ["index without map", "index no json", "index outside", "index missing", "no file at all"]
+WRONG += ["huge samples", "huge ratio", "huge power", "unknown option", "no number"]
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -143,3 +160,24 @@ def test_bad_input_is_one_line_and_exit_code_2(case, checkpoint, command):
     assert "Traceback" not in err
     for words in expected:
         assert words in err
+
+
+def test_names_of_tensors_cannot_steer_the_terminal(tmp_path, command):
+    tensors = {"[/red]b": torch.randn(9, 9), "[red]a": torch.randn(9, 9), "\x1b[31mc\n": torch.randn(9, 9)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    code, out, err = command("explore", tmp_path)
+    assert (code, err) == (0, "")
+    assert "[/red]b" in out
+    assert "[red]a" in out
+    assert "?[31mc?" in out
+    assert "\x1b" not in out
+
+
+def test_infinite_randomness_is_shown(tmp_path, command):
+    save_file({"a": torch.arange(1.0, 26).reshape(5, 5)}, tmp_path / "model.safetensors")
+    arguments = ["explore", tmp_path, "--sparsity", "0.04", "--draw", "5", "-T", "0"]
+    code, out, _ = command(*arguments)
+    assert code == 0
+    assert "inf" in out
+    code, out, _ = command(*arguments, "--json")
+    assert None in json.loads(out, parse_constant=lambda _: pytest.fail("no JSON"))["tensors"][0]["drawn_ir"]

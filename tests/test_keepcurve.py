@@ -451,3 +451,14 @@ def test_bad_settings(options, text):
     for given in (weights(size=100), MagnitudeHistogram.of(weights(size=100))):
         with pytest.raises(ValueError, match=text):
             KeepCurve.of(given, settings["sparsity"], **{k: v for k, v in settings.items() if k != "sparsity"})
+
+
+def test_live_zeros_do_not_pull_their_neighbours_down():
+    weight = torch.cat([torch.zeros(500), torch.linspace(1, 2, 500)])
+    alive = torch.ones(1_000, dtype=torch.bool)
+    curve = KeepCurve.of(MagnitudeHistogram.of(weight, alive=alive), 0.3, samples=2)
+    assert curve.probabilities[1:] == pytest.approx(1.0, abs=1e-9)
+    assert curve.keep_probability(0.0) == pytest.approx(200 / 500, abs=1e-6)
+    assert curve.expected_ir == pytest.approx(
+        120 / 180, rel=1e-6
+    )  # 200 of 500 equals: 120 of them others than the plain

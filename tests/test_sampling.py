@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randprune_lab.sampling import (
-    METHODS,
+    SAMPLERS,
     candidate_generator,
     introduced_randomness,
     magnitude_mask,
@@ -54,7 +54,7 @@ def check_masks(weight, sparsity, *, alive=None, samples=3, power=5.0, reach=Non
     np.testing.assert_array_equal(
         deterministic.reshape(-1).numpy(), reference.deterministic_mask(flat, sparsity, living)
     )
-    for method, ties in itertools.product(METHODS, TIES):
+    for method, ties in itertools.product(SAMPLERS, TIES):
         options = {"samples": samples, "power": power, "reach": reach, "method": method, "ties": ties, "alive": alive}
         mask = random_mask(weight, sparsity, generator=seeded(1), **options)
         assert mask.shape == weight.shape
@@ -161,7 +161,7 @@ def test_transposed_weights():
         assert not view.is_contiguous()
         assert torch.equal(magnitude_mask(view, 0.7), magnitude_mask(view.contiguous(), 0.7))
         check_masks(view, 0.7, alive=torch.ones_like(view, dtype=torch.bool), reach=2.0)
-        for method in METHODS:
+        for method in SAMPLERS:
             one, two = (
                 random_mask(tensor, 0.9, samples=2, method=method, generator=seeded(4))
                 for tensor in (view, view.contiguous())
@@ -525,7 +525,7 @@ def test_weights_that_are_not_finite(weight):
     text = rf"1 of {len(weight)} weights are NaN or infinite: .*ranked. Repair the checkpoint"
     with pytest.raises(ValueError, match=text):
         magnitude_mask(weight, 0.4)
-    for method in METHODS:
+    for method in SAMPLERS:
         with pytest.raises(ValueError, match=text):
             random_mask(weight, 0.4, samples=1, method=method, generator=seeded())
 
@@ -574,3 +574,32 @@ def test_weights_that_are_not_floating_point(dtype):
         magnitude_mask(weight, 0.5)
     with pytest.raises(ValueError, match=text):
         random_mask(weight, 0.5, samples=1, generator=seeded())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"weight": [1.0, 2.0]}, "weight is a list: must be a torch tensor"),
+        ({"weight": torch.ones(8).to(torch.float8_e4m3fn)}, "float8.*must be floating point"),
+        ({"weight": torch.ones(8, device="meta")}, "meta.*must be a dense"),
+        ({"weight": torch.ones(2, 4).to_sparse()}, "sparse.*to_dense"),
+        ({"sparsity": "0.5"}, "sparsity = '0.5': must be a number"),
+        ({"sparsity": None}, "sparsity = None: must be a number"),
+        ({"power": "5"}, "power = '5': must be a number"),
+        ({"power": 1e308}, "power = 1e.308.*at most"),
+        ({"reach": [2]}, r"reach = \[2\]: must be a number"),
+        ({"samples": 2**40}, "samples = 1099511627776: at most"),
+        ({"samples": "3"}, "samples = '3': must be a whole number"),
+        ({"ties": ["random"]}, "ties = .*unknown"),
+    ],
+)
+def test_things_of_a_wrong_kind_are_refused(wrong, why):
+    arguments = {"weight": normal(8), "sparsity": 0.5, "samples": 2, "generator": seeded()} | wrong
+    with pytest.raises(ValueError, match=why):
+        random_mask(arguments.pop("weight"), arguments.pop("sparsity"), **arguments)
+
+
+def test_a_reach_beyond_everything_is_every_weight():
+    weight = normal(2_000)
+    near, far = (random_mask(weight, 0.9, samples=3, reach=r, generator=seeded()) for r in (1e308, None))
+    assert torch.equal(near, far)

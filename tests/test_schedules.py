@@ -238,3 +238,31 @@ def test_stages_outside_the_range(bad):
 def test_stages_are_kept_as_floats():
     assert schedules.check_stages([0.25, 0.5]) == (0.25, 0.5)
     assert isinstance(schedules.check_stages(iter([0.25])), tuple)
+
+
+def test_samples_for_ir_takes_the_fewest_on_a_plateau():
+    """With power 0 everything is drawn alike, whatever M: rounding must not choose among a million equals."""
+    for seed in range(3):
+        weight = torch.randn(20_000, generator=torch.Generator().manual_seed(seed))
+        target = KeepCurve.of(weight, 0.9, samples=1, power=0).expected_ir
+        assert schedules.samples_for_ir(weight, 0.9, target, power=0) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ((1e308, 10**9, 0.9), "sampling_ratio = 1e.308.* samples"),
+        ((5e-5, -5, 0.9), "n = -5"),
+        ((5e-5, 1.5, 0.9), "n = 1.5"),
+        (("much", 100, 0.9), "sampling_ratio = 'much': must be a number"),
+    ],
+)
+def test_samples_for_ratio_refuses(arguments, why):
+    with pytest.raises(ValueError, match=why):
+        schedules.samples_for_ratio(*arguments)
+
+
+@pytest.mark.parametrize("stages", [0, -1, 10**6, 2.5, None])
+def test_cubic_stages_refuses(stages):
+    with pytest.raises(ValueError, match=f"stages = {stages}"):
+        schedules.cubic_stages(0.9, stages)
