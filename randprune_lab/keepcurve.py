@@ -240,15 +240,13 @@ def _solve(
     # The weights of tau's bin that the deterministic mask prunes come before those that it keeps: where magnitude or
     # index decides, their chances differ.
     first, tau = int(np.flatnonzero(counts)[0]), int(np.searchsorted(histogram.bins, plain.bin))
-    pruned = (counts - kept)[first : tau + 1]
-    weights = _Weights(
-        np.concatenate([histogram.bins[first:tau], [plain.bin - 0.25], histogram.bins[tau:]]).astype(np.float64),
-        np.concatenate([pruned, kept[tau:]]),
-        np.insert(histogram.selection_logs(histogram.magnitudes, power)[first:], tau - first, 0.0),
-    )
-    weights.xs[tau - first] = weights.xs[tau - first + 1]
-    some = weights.sizes > 0
-    weights = _Weights(weights.places[some], weights.sizes[some], weights.xs[some])
+    owner = np.insert(np.arange(first, len(counts)), tau - first, tau)
+    sizes = np.concatenate([(counts - kept)[first : tau + 1], kept[tau:]])
+    places = histogram.bins[owner].astype(np.float64)
+    places[tau - first] -= 0.25
+    some = sizes > 0
+    owner = owner[some]
+    weights = _Weights(places[some], sizes[some], histogram.selection_logs(histogram.magnitudes, power)[owner])
 
     groups = weights.grouped(plain.bin)
     log_lambda = _solve_draw(groups, keep)
@@ -256,10 +254,7 @@ def _solve(
     solve_ties = _tied_at_random if ties == "random" else _tied_by_magnitude
     law, chances = solve_ties(weights, groups, keep, plain.bin, samples, log_lambda, cut)
 
-    q = np.zeros(len(counts))
-    here = np.searchsorted(histogram.bins, weights.places)  # the lower half of tau's bin, too
-    np.add.at(q, here, weights.sizes * chances)
-    q[first:] /= counts[first:]
+    q = np.bincount(owner, weights=weights.sizes * chances, minlength=len(counts)) / np.maximum(counts, 1.0)
     return law, q, float((weights.sizes * chances)[weights.places < plain.bin].sum())
 
 

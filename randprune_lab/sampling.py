@@ -155,7 +155,9 @@ def introduced_randomness(mask: Tensor, reference: Tensor) -> float:
     for name, tensor in (("mask", mask), ("reference", reference)):
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
             kind = getattr(tensor, "dtype", type(tensor).__name__)
-            raise ValueError(f"{name} has dtype {kind}: must be bool, a tensor that is True where kept. Pass {name} != 0.")
+            raise ValueError(
+                f"{name} has dtype {kind}: must be bool, a tensor that is True where kept. Pass {name} != 0."
+            )
     if mask.shape != reference.shape:
         raise ValueError(
             f"mask has shape {tuple(mask.shape)}, reference {tuple(reference.shape)}: they must be "
