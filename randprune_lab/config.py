@@ -2,67 +2,186 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from randprune_lab.checks import check_option, check_power, check_reach, check_samples
-from randprune_lab.keepcurve import Ties
-from randprune_lab.sampling import Sampler
+from randprune_lab.checks import check_option, check_positive, check_power, check_reach, check_samples
+from randprune_lab.keepcurve import TIES
+from randprune_lab.sampling import SAMPLERS
 from randprune_lab.schedules import STAGES, check_stages
 
-METHODS = ("imp", "randomized")
+METHODS = ("imp", "randomized", "randomized-no-selection")
+SCOPES = ("layer", "global")
+RANDOMNESS = ("fixed", "decrease", "increase", "target_ir")
+SELECT_ON = ("selection", "validation")
+PRECISIONS = ("no", "bf16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+KEEP_STAGES = ("all", "last")
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _one_of(name: str, options: tuple[str, ...]) -> AfterValidator:
+    return AfterValidator(lambda value: check_option(name, value, options))
+
+
+def _checked(check: Callable[[Any], Any]) -> AfterValidator:
+    return AfterValidator(check)
+
+
+def _positive(name: str) -> Any:
+    return Annotated[float, AfterValidator(lambda value: check_positive(name, value))]
+
+
+def _stage_list(value: Any) -> Any:
+    if isinstance(value, str):
+        parts = value.replace(",", " ").split()
+        return parts if parts and parts[0][0] in "0.1" else STAGES[check_option("stages", value, STAGES)]
+    return value
+
+
+def _words(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) and value else value or ()
+
+
+def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r}: no regular expression ({error}). Escape with a backslash.") from error
+    return value
+
+
+def _targets(value: Any) -> Any:
+    if isinstance(value, str) and "," in value:
+        return tuple(float(part) for part in value.split(","))
+    return value
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_patterns)]
 Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class RunConfig(pydantic.BaseModel):
-    """One pruning run: what, how sparse, how random, how long trained."""
+    """One pruning run: what, how sparse, how random, how long trained. Frozen; JSON in and out."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    task: Literal["digits"] = Field(default="digits", description="data set: scikit-learn's 1,797 real images")
-    model: Literal["mlp"] = Field(default="mlp", description="network: 64-300-100-10, ReLU")
-    method: str = Field(default="randomized", description="imp: the plain mask; randomized: the best of several")
-    stages: tuple[float, ...] = Field(default=STAGES["digits"], description="sparsity after each stage")
+    task: str = Field(default="digits", description="data set: digits, or your own as data=")
+    model: str = Field(default="mlp", description="network: mlp (64-300-100-10), or package.module:function")
+    method: Annotated[str, _one_of("method", METHODS)] = Field(
+        default="randomized", description="imp; randomized (MCSS, EMEP); randomized-no-selection"
+    )
+    stages: Annotated[tuple[float, ...], BeforeValidator(_stage_list), AfterValidator(check_stages)] = Field(
+        default=STAGES["digits"], description="sparsity after each stage, or short, long, digits"
+    )
+    scope: Annotated[str, _one_of("scope", SCOPES)] = Field(
+        default="layer", description="layer: each tensor as sparse as the next; global: all as one vector"
+    )
+    include: Patterns = Field(default=(), description="prune only parameters that one of these patterns finds")
+    exclude: Patterns = Field(default=(), description="prune no parameter that one of these patterns finds")
+
     candidates: Count = Field(default=8, description="N, masks compared at a stage, the plain one among them")
-    samples: int = Field(default=4, description="M, masks drawn and added up for one candidate")
-    power: float = Field(default=5.0, description="T, selection weights are |w|**T")
-    reach: float | None = Field(default=None, description="r, only the round(r * keep) largest weights can be drawn")
-    ties: Ties = Field(default="random", description="who goes first among equal counts: random or magnitude")
-    sampler: Sampler = Field(default="fast", description="fast: closed form; exact: draw and count")
-    dense_epochs: Count = Field(default=30, description="epochs of the dense network before the first stage")
-    max_epochs: Count = Field(default=15, description="epochs of fine-tuning after each choice of a mask")
+    randomness: Annotated[str, _one_of("randomness", RANDOMNESS)] = Field(
+        default="fixed", description="fixed (samples); decrease or increase (by sampling_ratio); target_ir"
+    )
+    samples: Annotated[int, _checked(check_samples)] = Field(default=4, description="M, masks drawn and added up")
+    sampling_ratio: _positive("sampling_ratio") = Field(  # type: ignore[valid-type]
+        default=5e-5, description="sr: M = sr * C for decrease and increase"
+    )
+    target_ir: Annotated[float | tuple[float, ...] | None, BeforeValidator(_targets)] = Field(
+        default=None, description="ir of every tensor, one number or one a stage; needs randomness target_ir"
+    )
+    power: Annotated[float, _checked(check_power)] = Field(default=5.0, description="T, selection weights are |w|**T")
+    reach: Annotated[float | None, _checked(check_reach)] = Field(
+        default=None, description="r, only the round(r * keep) largest weights can be drawn"
+    )
+    ties: Annotated[str, _one_of("ties", TIES)] = Field(
+        default="random", description="at equal counts: random, magnitude"
+    )
+    sampler: Annotated[str, _one_of("sampler", SAMPLERS)] = Field(
+        default="fast", description="fast (closed form); exact (draw and count)"
+    )
+
+    dense_epochs: Count = Field(default=30, description="epochs of the dense network")
+    max_epochs: Count = Field(default=15, description="epochs of fine-tuning a stage, at most")
+    patience: Count | None = Field(
+        default=None, description="stop after so many epochs without a better one; none: never"
+    )
     emep_epochs: Count = Field(default=1, description="epochs by which each candidate is judged (EMEP)")
-    learning_rate: Positive = Field(default=1e-3, description="of AdamW, for the dense network and for fine-tuning")
-    emep_learning_rate: Positive = Field(default=3e-3, description="of AdamW, for judging candidates")
-    batch_size: Count = Field(default=64, description="images a step")
-    seed: int = Field(default=0, description="of initialization, batch order and masks")
+    learning_rate: _positive("learning_rate") = Field(  # type: ignore[valid-type]
+        default=1e-3, description="of AdamW, for the dense network and for fine-tuning"
+    )
+    emep_learning_rate: _positive("emep_learning_rate") | None = Field(  # type: ignore[valid-type]
+        default=None, description="of AdamW, for judging candidates; none: 3 x learning_rate"
+    )
+    weight_decay: Weight = Field(default=0.01, description="of AdamW")
+    batch_size: Count = Field(default=64, description="examples a step")
+    select_on: Annotated[str, _one_of("select_on", SELECT_ON)] = Field(
+        default="selection", description="split that chooses masks: selection; validation (the paper's: optimistic)"
+    )
+    task_weight: Weight = Field(default=1.0, description="of the task's own loss while fine-tuning")
+    logit_weight: Weight = Field(default=1.0, description="of the distillation from the dense network's soft logits")
+    temperature: _positive("temperature") = Field(  # type: ignore[valid-type]
+        default=2.0, description="of the soft logits"
+    )
+
+    seed: int = Field(default=0, description="of initialization, batch order, dropout and masks")
     threads: Count = Field(default=1, description="CPU threads; a small network is fastest with 1")
+    device: Annotated[str, _one_of("device", DEVICES)] = Field(default="auto", description="auto, cpu, cuda, mps")
+    precision: Annotated[str, _one_of("precision", PRECISIONS)] = Field(default="no", description="no (float32); bf16")
+    deterministic: bool = Field(default=False, description="CUDA: only deterministic kernels, slower")
+    keep_stages: Annotated[str, _one_of("keep_stages", KEEP_STAGES)] = Field(
+        default="all", description="weights kept on disk: of all stages; of the last (and the dense ones)"
+    )
+    group: str = Field(default="", description="runs that belong together, such as a run and its controls")
+    control: str = Field(default="", description="what this run is the control of: imp-matched, ...")
 
-    @pydantic.field_validator("method")
-    @classmethod
-    def _known_method(cls, value: str) -> str:
-        return check_option("method", value, METHODS)
+    @pydantic.model_validator(mode="after")
+    def _fitting(self) -> RunConfig:
+        if (self.target_ir is not None) != (self.randomness == "target_ir"):
+            raise ValueError(
+                f"randomness = {self.randomness!r}, target_ir = {self.target_ir}: each needs the other. "
+                "Pass randomness='target_ir' with a number, or leave target_ir out."
+            )
+        targets = self.target_ir if isinstance(self.target_ir, tuple) else (self.target_ir,) * len(self.stages)
+        if len(targets) != len(self.stages):
+            raise ValueError(
+                f"target_ir has {len(targets)} numbers for {len(self.stages)} stages: pass one number, or one a stage."
+            )
+        for target in targets:
+            if target is not None:
+                check_positive("target_ir", target)
+        return self
 
-    @pydantic.field_validator("stages")
-    @classmethod
-    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        return check_stages(value)
+    @property
+    def early_learning_rate(self) -> float:
+        """The learning rate that judges candidates."""
+        return float(self.emep_learning_rate or 3 * self.learning_rate)
 
-    @pydantic.field_validator("samples")
-    @classmethod
-    def _some(cls, value: int) -> int:
-        return check_samples(value)
+    def target_of(self, stage: int) -> float | None:
+        """The ir asked for at ``stage`` (from 1)."""
+        return self.target_ir[stage - 1] if isinstance(self.target_ir, tuple) else self.target_ir
 
-    @pydantic.field_validator("power")
-    @classmethod
-    def _finite_power(cls, value: float) -> float:
-        return check_power(value)
 
-    @pydantic.field_validator("reach")
-    @classmethod
-    def _far_enough(cls, value: float | None) -> float | None:
-        return check_reach(value)
+def controls(config: RunConfig) -> dict[str, RunConfig]:
+    """The runs that ``config`` should be compared with, by name.
+
+    imp: plain masks, the same epochs a stage. imp-matched: plain masks, and as many epochs more a stage as judging the
+    candidates takes, no patience. randomized-no-selection: the first random mask, unjudged. All with the same seed, so
+    from the same dense weights.
+    """
+
+    def control(name: str, changes: Mapping[str, Any]) -> RunConfig:
+        return config.model_copy(update={"control": name, **changes})
+
+    matched = config.max_epochs + config.candidates * config.emep_epochs
+    return {
+        "imp": control("imp", {"method": "imp"}),
+        "imp-matched": control("imp-matched", {"method": "imp", "max_epochs": matched, "patience": None}),
+        "randomized-no-selection": control("randomized-no-selection", {"method": "randomized-no-selection"}),
+    }

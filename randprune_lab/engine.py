@@ -1,110 +1,342 @@
-"""The pruning loop: randomized candidates, the best of them chosen, the network fine-tuned under it."""
+"""The engine: iterative magnitude pruning with randomized candidates (arXiv 2310.13183, Algorithm 1).
+
+It writes and prints nothing. ``prune`` yields what happens, and checkpoints to go on from; ``store.record`` keeps both.
+The algorithm as printed rewinds after its loop over the candidates; every candidate must start from the same weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from randprune_lab.checks import keep_count
 from randprune_lab.config import RunConfig
-from randprune_lab.events import CandidateScored, DenseTrained, Event, Score, StageFinished
+from randprune_lab.distill import Teacher, all_logits
+from randprune_lab.events import (
+    CandidateScored,
+    Checkpoint,
+    DenseFinished,
+    EpochFinished,
+    Event,
+    MaskChosen,
+    Progress,
+    Resumed,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    Warned,
+)
+from randprune_lab.executors import one_after_another
 from randprune_lab.masks import (
     Masks,
+    StageMasks,
     apply_masks,
-    deterministic_masks,
-    flatten,
+    kept,
     model_randomness,
     model_swapped,
-    randomized_masks,
+    pack,
+    stage_masks,
+    unpack,
 )
+from randprune_lab.methods import METHODS
 from randprune_lab.models import build_model, prunable_weights
-from randprune_lab.sampling import seed_of
-from randprune_lab.tasks import Task, digits
-from randprune_lab.training import evaluate, train
+from randprune_lab.sampling import introduced_randomness, seed_of
+from randprune_lab.tasks import Task, load_task
+from randprune_lab.training import Diverged, Phase, Session, fine_tuning_rate, start_accelerator
+
+Said = Iterator[Event | Checkpoint]
 
 
-def prune(config: RunConfig) -> Iterator[Event]:
-    """Train a dense network and prune it stage by stage; say what happens (arXiv 2310.13183, Algorithm 1).
+def prune(
+    config: RunConfig, *, model: nn.Module | None = None, data: Task | None = None, resume: Checkpoint | None = None
+) -> Said:
+    """Prune a network: an iterator of Events and Checkpoints. Closing it stops the run; ``resume`` goes on.
 
-    The algorithm as printed rewinds after the candidate loop; every candidate must start from the same weights.
+    Args:
+        config: everything that the run depends on.
+        model: your own classifier, inputs -> logits; trained and pruned in place. None: the one that config names.
+        data: your own task (``Task.of``). None: the one that config names.
+        resume: what ``store.last_checkpoint`` gave.
+
+    Raises:
+        ValueError: before anything is trained: config, model, data and checkpoint do not fit one another.
+        Diverged: a loss became NaN or infinite, while the network was trained or for every candidate.
     """
-    torch.set_num_threads(config.threads)
-    task = digits()
-    model = build_model(config.model, seed_of(config.seed, "model"))
-    masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable_weights(model).items()}
-    for name, mask in masks.items():
-        if keep_count(mask.numel(), config.stages[-1]) == 0:
+    return _steps(_Run(config, model, data, resume))
+
+
+def _steps(run: _Run) -> Said:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(run.config.threads)
+    try:
+        yield from run.begin()
+        if run.at("dense"):
+            yield from run.train_dense()
+        run.take_teacher()
+        for stage in run.stages_left():
+            if run.at("scoring"):
+                candidates = run.candidates(stage)
+                scores = yield from run.judge(candidates, stage)  # EMEP; same start for all
+                yield from run.choose(candidates, best(scores), stage)  # MCSS
+            yield from run.fine_tune(stage)
+        yield from run.finish()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def best(scores: list[CandidateScored]) -> int:
+    """The winner: best accuracy; equal: lower loss; still equal: the earlier, so that the deterministic mask wins."""
+    judged = [(s.selection.accuracy, -s.selection.loss, -s.candidate) for s in scores if s.selection is not None]
+    if not judged:
+        raise Diverged(f"every candidate failed; the first: {scores[0].failed}")
+    return -max(judged)[2]
+
+
+class _Run:
+    """A run's state, and the steps that change it."""
+
+    def __init__(
+        self, config: RunConfig, model: nn.Module | None, data: Task | None, resume: Checkpoint | None
+    ) -> None:
+        if resume is not None and resume.config is not None and resume.config != config.model_dump(mode="json"):
+            ours = config.model_dump(mode="json")
+            other = [name for name in ours if resume.config.get(name) != ours[name]]
             raise ValueError(
-                f"stages end at {config.stages[-1]}: nothing of {name} ({mask.numel()} weights) would be kept. "
-                f"End at {1 - 1 / mask.numel():.4f} or less."
+                f"the checkpoint is of a run with another {', '.join(other)}. Resume with that run's own configuration."
             )
-    _train(model, task, masks, config, "dense")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    yield DenseTrained(evaluate(model, task.test), len(flatten(masks)), parameters)
+        self.config, self.resume = config, resume
+        accelerator = start_accelerator(config)
+        torch.use_deterministic_algorithms(config.deterministic)
+        task = data if data is not None else load_task(config.task)
+        network = model if model is not None else build_model(config.model, seed_of(config.seed, "model"))
+        self.session = Session(config, task.to(accelerator.device), network.to(accelerator.device), accelerator)
+        self.sizes = {name: weight.numel() for name, weight in self.weights().items()}
+        _check_fit(self.session)
+        _check_schedule(config, self.sizes)
+        self.masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights().items()}
+        self.progress = Progress()
+        self.optimizer: dict[str, Tensor] = {}
+        self.best: dict[str, Tensor] = {}
+        if resume is not None:
+            self._load(resume)
 
-    for stage, sparsity in enumerate(config.stages, start=1):
-        candidates = list(_candidates(model, masks, stage, sparsity, config))
-        scored: list[CandidateScored] = []
-        for number, candidate in enumerate(candidates):
-            score = _early_score(model, task, candidate, stage, config)
-            scored.append(CandidateScored(stage, number, score, model_randomness(candidate, candidates[0])))
-            yield scored[-1]
-        winner = max(scored, key=lambda c: (c.selection.accuracy, -c.selection.loss, -c.candidate)).candidate
-        masks = candidates[winner]
-        _train(model, task, masks, config, "fine-tuning", stage)
+    def weights(self) -> dict[str, Tensor]:
+        return prunable_weights(self.session.model, self.config.include, self.config.exclude)
+
+    def at(self, phase: str) -> bool:
+        return self.progress.phase == phase
+
+    def stages_left(self) -> range:
+        return range(max(self.progress.stage, 1), len(self.config.stages) + 1)
+
+    def begin(self) -> Said:
+        """Say what starts, or that it goes on."""
+        if self.resume is not None:
+            yield Resumed(self.resume.events)
+            for damaged in self.resume.damaged:
+                yield Warned(f"checkpoint {damaged} is damaged and was passed over; the one before it is used.")
+        if self.resume is None or self.resume.events == 0:
+            yield RunStarted(
+                config=self.config.model_dump(mode="json"),
+                prunable=self.sizes,
+                parameters=sum(parameter.numel() for parameter in self.session.model.parameters()),
+                device=str(self.session.accelerator.device),
+                torch=torch.__version__,
+                deterministic=self.config.deterministic or self.session.accelerator.device.type == "cpu",
+            )
+
+    def train_dense(self) -> Said:
+        phase = Phase(self.session, "dense", 0, {}, lambda _: self.config.learning_rate)
+        yield from self._train(phase, self.config.dense_epochs, patience=None)
+        session = self.session
+        yield DenseFinished(session.evaluate(session.task.selection), session.evaluate(session.task.test))
+        self.progress = Progress("scoring", stage=1)
+        self.dense = self._model_state()
+        yield self._checkpoint()
+
+    def take_teacher(self) -> None:
+        """The dense network's answers; it is not needed any more afterwards."""
+        if self.config.logit_weight:
+            now = self._model_state()
+            self.session.model.load_state_dict(self.dense)
+            self.session.teacher = Teacher(all_logits(self.session.model, self.session.task.train.inputs))
+            self.session.model.load_state_dict(now)
+
+    def candidates(self, stage: int) -> StageMasks:
+        return stage_masks(
+            {name: weight.clone() for name, weight in self.weights().items()}, self.masks, stage, self.config
+        )
+
+    def judge(self, masks: StageMasks, stage: int) -> Generator[Event, None, list[CandidateScored]]:
+        """Score the candidates that were not scored before; returns the scores of all."""
+        numbers = METHODS[self.config.method].candidates(self.config)
+        known = self.resume.scores if self.resume is not None else ()
+        scores = [score for score in known if score.stage == stage]
+        if not (self.resume and self.resume.announced and self.resume.progress.stage == stage):
+            yield StageStarted(stage, self.config.stages[stage - 1], numbers, masks.samples, masks.power)
+            for text in masks.clamped:
+                yield Warned(text)
+        if len(numbers) == 1:  # nothing to compare
+            return [CandidateScored(stage, numbers[0], self.session.evaluate(self.session.deciding_split), 0.0, 0.0)]
+        plain = masks.draw(0)
+        left = [number for number in numbers if number not in {score.candidate for score in scores}]
+        for number, score, failed in one_after_another(self.session, masks.draw, left, stage):
+            drawn = masks.draw(number)
+            scores.append(
+                CandidateScored(
+                    stage, number, score, model_randomness(drawn, plain), model_swapped(drawn, plain), failed
+                )
+            )
+            yield scores[-1]
+        return scores
+
+    def choose(self, candidates: StageMasks, winner: int, stage: int) -> Said:
+        """Take the winner's mask."""
+        plain, self.masks = candidates.draw(0), candidates.draw(winner)
+        apply_masks(self.session.model, self.masks)
+        self.progress = Progress("fine-tuning", stage)
+        tensors = {
+            name: {
+                "kept": int(torch.count_nonzero(mask)),
+                "ir": introduced_randomness(mask, plain[name]) if self.config.scope == "layer" else 0.0,
+                "swapped": model_swapped({name: mask}, {name: plain[name]}),
+            }
+            for name, mask in self.masks.items()
+        }
+        yield MaskChosen(
+            stage,
+            winner,
+            kept(self.masks),
+            model_randomness(self.masks, plain),
+            model_swapped(self.masks, plain),
+            tensors,
+        )
+        yield self._checkpoint()
+
+    def fine_tune(self, stage: int) -> Said:
+        """Train under the mask, from the dense network's answers too, and close the stage."""
+        session, config, last = self.session, self.config, stage == len(self.config.stages)
+        rate = fine_tuning_rate(config, stage, session.steps_per_epoch)
+        phase = Phase(session, "fine-tuning", stage, self.masks, rate)
+        yield from self._train(phase, config.max_epochs, patience=None if last else config.patience)
         yield StageFinished(
-            stage=stage,
-            sparsity=1 - float(flatten(masks).double().mean()),
-            kept=int(flatten(masks).sum()),
-            winner=winner,
-            ir=model_randomness(masks, candidates[0]),
-            swapped=model_swapped(masks, candidates[0]),
-            test=evaluate(model, task.test),
+            stage,
+            1 - kept(self.masks) / sum(self.sizes.values()),
+            kept(self.masks),
+            session.evaluate(session.task.selection),
+            session.evaluate(session.task.test),
         )
+        self.progress = Progress("finished", stage) if last else Progress("scoring", stage + 1)
+        yield self._checkpoint()
+
+    def finish(self) -> Said:
+        sparsity = 1 - kept(self.masks) / sum(self.sizes.values())
+        yield RunFinished(sparsity, self.session.evaluate(self.session.task.test))
+
+    def _train(self, phase: Phase, epochs: int, *, patience: int | None) -> Said:
+        """Epochs of a phase; with patience until it stops improving, and then back to the best one."""
+        phase.load_state(self.optimizer)
+        while self.progress.epoch < epochs and (
+            patience is None or self.progress.epoch - self.progress.best_epoch < patience
+        ):
+            done = self.progress
+            loss = phase.epoch(done.epoch)
+            score = self.session.evaluate(self.session.deciding_split)
+            self.progress = dataclasses.replace(done, epoch=done.epoch + 1)
+            better = (score.accuracy, -score.loss) > (done.best_accuracy, -done.best_loss)
+            if patience is not None and better:
+                self.best = self._model_state()
+                self.progress = dataclasses.replace(
+                    self.progress, best_epoch=done.epoch + 1, best_accuracy=score.accuracy, best_loss=score.loss
+                )
+            last_step = self.progress.epoch * self.session.steps_per_epoch - 1
+            yield EpochFinished(
+                phase.name, phase.stage, self.progress.epoch, loss, phase.learning_rate(last_step), score
+            )
+            self.optimizer = phase.state()
+            yield self._checkpoint()
+        if self.best:
+            self.session.model.load_state_dict(self.best)
+        self.optimizer, self.best = {}, {}
+
+    def _model_state(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.session.model.state_dict().items()}
+
+    def _checkpoint(self) -> Checkpoint:
+        """What is needed to go on from here; copies on the CPU."""
+        parts = {
+            "model": self.session.model.state_dict(),
+            "mask": {name: pack(mask) for name, mask in self.masks.items()},
+            "optimizer": self.optimizer,
+            "best": self.best,
+        }
+        tensors = {
+            f"{part}.{name}": tensor.detach().to("cpu", copy=True)
+            for part, named in parts.items()
+            for name, tensor in named.items()
+        }
+        return Checkpoint(self.progress, tensors)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        def part(name: str) -> dict[str, Tensor]:
+            device, prefix = self.session.accelerator.device, f"{name}."
+            return {
+                label.removeprefix(prefix): tensor.clone() if name == "mask" else tensor.to(device, copy=True)
+                for label, tensor in checkpoint.tensors.items()
+                if label.startswith(prefix)
+            }
+
+        if checkpoint.progress.phase == "finished":
+            raise ValueError("the run is finished: there is nothing to resume. Start another one.")
+        self.progress = checkpoint.progress
+        if checkpoint.tensors:
+            self.session.model.load_state_dict(part("model"))
+            self.masks = {
+                name: unpack(packed, self.masks[name].shape, self.masks[name].device)
+                for name, packed in part("mask").items()
+            }
+            self.optimizer, self.best = part("optimizer"), part("best")
+        self.dense = {name: tensor.to(self.session.accelerator.device) for name, tensor in checkpoint.dense.items()}
 
 
-def _candidates(
-    model: nn.Module, alive: Mapping[str, Tensor], stage: int, sparsity: float, config: RunConfig
-) -> Iterator[Masks]:
-    """The deterministic mask first, then as many random ones as the method asks for."""
-    weights = prunable_weights(model)
-    yield deterministic_masks(weights, sparsity, alive)
-    for candidate in range(1, config.candidates if config.method == "randomized" else 1):
-        yield randomized_masks(
-            weights,
-            sparsity,
-            alive,
-            seed=config.seed,
-            stage=stage,
-            candidate=candidate,
-            samples=config.samples,
-            power=config.power,
-            reach=config.reach,
-            method=config.sampler,
-            ties=config.ties,
-        )
+def _check_fit(session: Session) -> None:
+    """A forward pass of two examples: data of a wrong shape, or labels that the model does not know, show here."""
+    inputs = session.task.train.inputs[:2]
+    for split in (session.task.selection, session.task.test):
+        if split.inputs.shape[1:] != inputs.shape[1:]:
+            raise ValueError(
+                f"the splits' examples have shapes {tuple(inputs.shape[1:])} and {tuple(split.inputs.shape[1:])}: "
+                "must be equal. Prepare all three alike."
+            )
+    try:
+        logits = all_logits(session.model, inputs)
+    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"the model cannot take examples of shape {tuple(inputs.shape[1:])} ({error}). Pass data of the shape that "
+            "its first layer expects."
+        ) from error
+    if logits.ndim != 2:
+        raise ValueError(f"the model gives {tuple(logits.shape)} for 2 examples: must be (2, classes). Adapt its head.")
+    splits = {"train": session.task.train, "selection": session.task.selection, "test": session.task.test}
+    for name, split in splits.items():
+        low, high = int(split.labels.min()), int(split.labels.max())
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(
+                f"labels of {name} run from {low} to {high}, the model has {logits.shape[1]} classes: must lie in "
+                f"[0, {logits.shape[1]}). Renumber them, or give the model more outputs."
+            )
 
 
-def _early_score(model: nn.Module, task: Task, masks: Masks, stage: int, config: RunConfig) -> Score:
-    """EMEP: apply, train shortly at a large learning rate, score on the selection split, restore."""
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    _train(model, task, masks, config, "emep", stage)
-    score = evaluate(model, task.selection)
-    model.load_state_dict(start)
-    return score
-
-
-def _train(model: nn.Module, task: Task, masks: Masks, config: RunConfig, phase: str, stage: int = 0) -> None:
-    epochs = {"dense": config.dense_epochs, "emep": config.emep_epochs, "fine-tuning": config.max_epochs}[phase]
-    apply_masks(model, masks)
-    train(
-        model,
-        task.train,
-        masks,
-        epochs=epochs,
-        learning_rate=config.emep_learning_rate if phase == "emep" else config.learning_rate,
-        batch_size=config.batch_size,
-        seed=seed_of(config.seed, stage, phase),  # not of the candidate: all see the same batches
-    )
+def _check_schedule(config: RunConfig, sizes: dict[str, int]) -> None:
+    """No stage may empty a tensor (layer scope) or everything (global scope)."""
+    parts = sizes if config.scope == "layer" else {"the whole model": sum(sizes.values())}
+    for name, size in parts.items():
+        if keep_count(size, config.stages[-1]) == 0:
+            raise ValueError(
+                f"stages end at {config.stages[-1]}: nothing of {name} ({size} weights) would be kept. "
+                f"End at {1 - 1 / size:.4f} or less, or leave it out with exclude."
+            )

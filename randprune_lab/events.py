@@ -1,8 +1,12 @@
-"""What a run says while it works: frozen records, in the order in which things happened."""
+"""What a run says while it works: frozen records in the order in which things happened, each one JSON object."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,45 +18,214 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class DenseTrained:
-    """The dense network is ready. ``test`` is the split that decides nothing."""
+class Event:
+    """The common part: ``kind`` names the record in JSON."""
 
-    test: Score
-    prunable: int
-    parameters: int
+    kind: ClassVar[str] = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values, ``kind`` first."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """The record that ``to_json`` gave."""
+        values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+        for name in ("selection", "test"):
+            if isinstance(values.get(name), dict):
+                values[name] = Score(**values[name])
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
-class CandidateScored:
-    """One mask was judged by a short training (EMEP) on the selection split. Candidate 0 is the deterministic mask."""
-
-    stage: int
-    candidate: int
-    selection: Score
-    ir: float
-
-
-@dataclasses.dataclass(frozen=True)
-class StageFinished:
-    """A mask was chosen and the network fine-tuned under it.
+class RunStarted(Event):
+    """Everything has been checked, nothing trained yet.
 
     Attributes:
-        stage: from 1.
-        sparsity: the share of the prunable weights that is zero, counted on the masks.
-        kept: the number of prunable weights that are kept.
-        winner: the candidate chosen; 0 is the deterministic mask.
-        ir: introduced randomness of the winner over all prunable weights (arXiv 2310.13183, Eq. 1).
-        swapped: the share of the winner's weights that the deterministic mask would not keep.
-        test: on the split that decides nothing, after fine-tuning.
+        config: the whole configuration.
+        prunable: the number of weights of each prunable parameter.
+        parameters: the number of parameters of the whole model.
+        device, torch, deterministic: what the numbers depend on besides the configuration.
     """
 
+    kind = "run_started"
+    config: dict[str, Any]
+    prunable: dict[str, int]
+    parameters: int
+    device: str
+    torch: str
+    deterministic: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumed(Event):
+    """The run goes on from a checkpoint. Events from number ``supersedes`` on (from 0) are void: they come again."""
+
+    kind = "resumed"
+    supersedes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Warned(Event):
+    """Something is not as asked for, and how the run deals with it."""
+
+    kind = "warned"
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochFinished(Event):
+    """An epoch of ``phase`` "dense" or "fine-tuning"; ``epoch`` counts from 1, ``loss`` is the mean of its batches."""
+
+    kind = "epoch_finished"
+    phase: str
+    stage: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    selection: Score
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseFinished(Event):
+    """The dense network, which is the teacher from here on."""
+
+    kind = "dense_finished"
+    selection: Score
+    test: Score
+
+
+@dataclasses.dataclass(frozen=True)
+class StageStarted(Event):
+    """Masks are about to be judged. ``samples`` (M) and ``power`` (T) of each parameter; in global scope of "*"."""
+
+    kind = "stage_started"
+    stage: int
+    sparsity: float
+    candidates: tuple[int, ...]
+    samples: dict[str, int]
+    power: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateScored(Event):
+    """One mask was judged by a short training (EMEP). Candidate 0 is the deterministic mask.
+
+    Attributes:
+        selection: on the split that decides; None when the candidate failed.
+        ir, swapped: against the deterministic mask of the same weights (arXiv 2310.13183, Eq. 1).
+        failed: why it has no score.
+    """
+
+    kind = "candidate_scored"
+    stage: int
+    candidate: int
+    selection: Score | None
+    ir: float
+    swapped: float
+    failed: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskChosen(Event):
+    """The best candidate's mask is now that of the network. ``tensors``: kept, ir and swapped of each parameter."""
+
+    kind = "mask_chosen"
+    stage: int
+    winner: int
+    kept: int
+    ir: float
+    swapped: float
+    tensors: dict[str, dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFinished(Event):
+    """The network was fine-tuned under its mask.
+
+    Attributes:
+        sparsity: the share of the prunable weights outside the masks.
+        kept: the number inside.
+        test: on the split that is reported and decides nothing.
+    """
+
+    kind = "stage_finished"
     stage: int
     sparsity: float
     kept: int
-    winner: int
-    ir: float
-    swapped: float
+    selection: Score
     test: Score
 
 
-Event = DenseTrained | CandidateScored | StageFinished
+@dataclasses.dataclass(frozen=True)
+class RunFinished(Event):
+    """The last stage's score is the run's result."""
+
+    kind = "run_finished"
+    sparsity: float
+    test: Score
+
+
+KINDS: dict[str, type[Event]] = {
+    event.kind: event
+    for event in (
+        RunStarted,
+        Resumed,
+        Warned,
+        EpochFinished,
+        DenseFinished,
+        StageStarted,
+        CandidateScored,
+        MaskChosen,
+        StageFinished,
+        RunFinished,
+    )
+}
+
+
+def from_json(record: Mapping[str, Any]) -> Event:
+    """The event of a JSON object; fields that later versions may add are ignored."""
+    return KINDS[record["kind"]].of(record)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is, as JSON: what was finished last.
+
+    Attributes:
+        phase: "dense"; "scoring" (the candidates of ``stage`` come next: a stage boundary); "fine-tuning"; "finished".
+        stage: 0 in the dense phase, then from 1.
+        epoch: finished epochs of the phase.
+        best_epoch, best_accuracy, best_loss: of the phase so far, when patience asks for them.
+    """
+
+    phase: str = "dense"
+    stage: int = 0
+    epoch: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """All that is needed to go on: progress and tensors on the CPU, and what a store knows besides.
+
+    Attributes:
+        tensors: "model.NAME", "mask.NAME" (bit-packed), "optimizer.NAME.KEY", "best.NAME".
+        dense: the dense network's tensors by name (the teacher); empty before there is one.
+        scores: candidates of ``progress.stage`` that were judged after this checkpoint; they are not judged again.
+        announced: the stage's StageStarted event was already said.
+        events: the number of events that stand.
+        damaged: checkpoints that could not be read and were passed over.
+        config: what the run was started with; None if unknown.
+    """
+
+    progress: Progress
+    tensors: dict[str, Tensor]
+    dense: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    scores: tuple[CandidateScored, ...] = ()
+    announced: bool = False
+    events: int = 0
+    damaged: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None

@@ -2,51 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from randprune_lab.keepcurve import Ties
-from randprune_lab.sampling import Sampler, candidate_generator, introduced_randomness, magnitude_mask, random_mask
+from randprune_lab.config import RunConfig
+from randprune_lab.histogram import MagnitudeHistogram
+from randprune_lab.sampling import candidate_generator, introduced_randomness, magnitude_mask, mask_sampler
+from randprune_lab.schedules import ir_range, power_for_ir, samples_for_ratio
 
 Masks = dict[str, Tensor]
+EVERYTHING = "*"  # the name of the one vector that all tensors form in global scope
+MOST_DRAWN = 2**26  # weights x samples that the exact sampler takes on in global scope
 
 
-def deterministic_masks(weights: Mapping[str, Tensor], sparsity: float, alive: Mapping[str, Tensor]) -> Masks:
-    """The plain magnitude mask of every tensor, among the weights that are alive."""
-    return {name: magnitude_mask(weight, sparsity, alive=alive[name]) for name, weight in weights.items()}
+@dataclasses.dataclass(frozen=True)
+class StageMasks:
+    """The masks of one stage: what is common to its candidates is worked out once.
+
+    Attributes:
+        samples, power: M and T of each tensor ("*" in global scope).
+        clamped: tensors whose target ir is out of reach, and what they get instead; sentences.
+        draw: number of the candidate -> its masks; 0 is the deterministic one.
+    """
+
+    samples: dict[str, int]
+    power: dict[str, float]
+    clamped: tuple[str, ...]
+    draw: Callable[[int], Masks]
 
 
-def randomized_masks(
-    weights: Mapping[str, Tensor],
-    sparsity: float,
-    alive: Mapping[str, Tensor],
-    *,
-    seed: int,
-    stage: int,
-    candidate: int,
-    samples: int,
-    power: float,
-    reach: float | None,
-    method: Sampler,
-    ties: Ties,
-) -> Masks:
-    """Candidate ``candidate`` of a stage: a random mask of every tensor, each from its own generator."""
-    return {
-        name: random_mask(
-            weight,
-            sparsity,
-            samples=samples,
-            power=power,
-            reach=reach,
-            method=method,
-            ties=ties,
-            alive=alive[name],
-            generator=candidate_generator(seed, stage, candidate, name, weight.device),
+def stage_masks(
+    weights: Mapping[str, Tensor], alive: Mapping[str, Tensor], stage: int, config: RunConfig
+) -> StageMasks:
+    """The masks of stage ``stage`` (from 1) of a run: of ``weights``, among those that are ``alive``.
+
+    In global scope all tensors are one long vector in parameter order: one threshold, one M, one seed.
+    """
+    whole = config.scope == "global"
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    if whole:
+        weights = {EVERYTHING: torch.cat([weight.reshape(-1) for weight in weights.values()])}
+        alive = {EVERYTHING: flatten(alive)}
+    sparsity = config.stages[stage - 1]
+    clamped: list[str] = []
+    samples = {name: _samples(weight.numel(), sparsity, config) for name, weight in weights.items()}
+    power = {name: _power(name, weights[name], alive[name], stage, config, clamped) for name in weights}
+    if whole and config.sampler == "exact" and len(weights[EVERYTHING]) * samples[EVERYTHING] > MOST_DRAWN:
+        raise ValueError(
+            f"sampler = 'exact' in global scope would draw {len(weights[EVERYTHING]):,} weights "
+            f"{samples[EVERYTHING]:,} times: at most 2**26 together. Use sampler='fast', or fewer samples."
         )
-        for name, weight in weights.items()
-    }
+    samplers: dict[str, Callable[[torch.Generator], Tensor]] = {}
+
+    def draw(candidate: int) -> Masks:
+        if candidate == 0:
+            masks = {name: magnitude_mask(weight, sparsity, alive=alive[name]) for name, weight in weights.items()}
+        else:
+            masks = {}
+            for name, weight in weights.items():
+                if name not in samplers:
+                    samplers[name] = mask_sampler(
+                        weight,
+                        sparsity,
+                        samples=samples[name],
+                        power=power[name],
+                        reach=config.reach,
+                        method=config.sampler,  # type: ignore[arg-type]
+                        ties=config.ties,  # type: ignore[arg-type]
+                        alive=alive[name],
+                    )
+                masks[name] = samplers[name](candidate_generator(config.seed, stage, candidate, name, weight.device))
+        return split(masks[EVERYTHING], shapes) if whole else masks
+
+    return StageMasks(samples, power, tuple(clamped), draw)
+
+
+def _samples(size: int, sparsity: float, config: RunConfig) -> int:
+    if config.randomness in ("decrease", "increase"):
+        return samples_for_ratio(config.sampling_ratio, size, sparsity, config.randomness)  # type: ignore[arg-type]
+    return config.samples
+
+
+def _power(name: str, weight: Tensor, alive: Tensor, stage: int, config: RunConfig, clamped: list[str]) -> float:
+    """T of one tensor: as configured, or the one that gives the target ir - the nearest one within reach."""
+    target = config.target_of(stage)
+    if target is None:
+        return config.power
+    histogram = MagnitudeHistogram.of(weight, alive=alive)
+    sparsity = config.stages[stage - 1]
+    reachable = ir_range(histogram, sparsity, samples=config.samples, reach=config.reach)
+    nearest = min(max(target, reachable[0]), reachable[1])
+    if nearest != target:
+        clamped.append(f"stage {stage}, {name}: an ir of {target:g} is out of reach, it gets {nearest:.4g}.")
+    if nearest == 0:  # nothing is left to chance at any power
+        return config.power
+    return power_for_ir(histogram, sparsity, nearest, samples=config.samples, reach=config.reach)
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A mask as uint8, eight weights a byte."""
+    return torch.from_numpy(np.packbits(mask.reshape(-1).cpu().numpy()))
+
+
+def unpack(packed: Tensor, shape: torch.Size, device: torch.device | str = "cpu") -> Tensor:
+    """The mask that ``pack`` packed."""
+    bits = np.unpackbits(packed.numpy(), count=shape.numel()).astype(bool)
+    return torch.from_numpy(bits).view(shape).to(device)
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -61,6 +126,17 @@ def flatten(masks: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([mask.reshape(-1) for mask in masks.values()])
 
 
+def split(vector: Tensor, shapes: Mapping[str, torch.Size]) -> Masks:
+    """The inverse of ``flatten``."""
+    parts: list[Tensor] = list(torch.split(vector, [shape.numel() for shape in shapes.values()]))
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def kept(masks: Mapping[str, Tensor]) -> int:
+    """The number of weights inside the masks."""
+    return sum(int(torch.count_nonzero(mask)) for mask in masks.values())
+
+
 def model_randomness(masks: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """The introduced randomness over all tensors together (arXiv 2310.13183, Eq. 1)."""
     return introduced_randomness(flatten(masks), flatten(reference))
@@ -68,5 +144,5 @@ def model_randomness(masks: Mapping[str, Tensor], reference: Mapping[str, Tensor
 
 def model_swapped(masks: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """The share of all kept weights that the reference would not keep; 0.0 when nothing is kept."""
-    kept, plain = flatten(masks), flatten(reference)
-    return int((kept & ~plain).sum()) / max(int(kept.sum()), 1)
+    ours, plain = flatten(masks), flatten(reference)
+    return int((ours & ~plain).sum()) / max(int(ours.sum()), 1)

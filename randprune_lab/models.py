@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,29 +14,79 @@ from torch import Tensor, nn
 
 from randprune_lab.checks import check_option
 
+MODELS = ("mlp",)
 MLP_WIDTHS = (64, 300, 100, 10)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def build_model(name: str, seed: int) -> nn.Module:
-    """A freshly initialized network; the same for the same seed. The global random state is left as it was."""
-    check_option("model", name, ["mlp"])
-    with torch.random.fork_rng(devices=[]):
+    """A freshly initialized network; the same for the same seed. The global random state is left as it was.
+
+    ``name`` is "mlp", or "package.module:function" of a function that takes nothing and returns the network.
+
+    Raises:
+        ValueError: there is no such network or function.
+    """
+    build = _import(name) if ":" in name else _mlp
+    if build is _mlp:
+        check_option("model", name, MODELS)
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise(MLP_WIDTHS):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        return nn.Sequential(*layers[:-1])
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model = {name!r}: gave a {type(model).__name__}. The function must return a torch.nn.Module."
+        )
+    return model
 
 
-def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of all linear and convolutional layers by name, detached; they share memory with the model."""
+def _mlp() -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(MLP_WIDTHS):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _import(name: str) -> Callable[[], nn.Module]:
+    module, _, function = name.partition(":")
+    try:
+        found: Callable[[], nn.Module] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model = {name!r}: cannot be imported ({error}). Pass package.module:function.") from error
+    return found
+
+
+def prunable_weights(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The weights of all linear and convolutional layers by name, detached; they share memory with the model.
+
+    With ``include`` only those whose name one of these regular expressions finds; none that one of ``exclude`` finds.
+
+    Raises:
+        ValueError: nothing is left to prune, or a pattern finds none of them.
+    """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {
+    weights = {
         f"{name}.weight".removeprefix("."): module.weight.detach()
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     }
+    for pattern in (*include, *exclude):
+        if not any(re.search(pattern, name) for name in weights):
+            raise ValueError(
+                f"pattern {pattern!r}: matches no prunable parameter. Choose among: {', '.join(weights) or 'none'}."
+            )
+    chosen = {
+        name: weight
+        for name, weight in weights.items()
+        if (not include or any(re.search(pattern, name) for pattern in include))
+        and not any(re.search(pattern, name) for pattern in exclude)
+    }
+    if not chosen:
+        raise ValueError(
+            f"the model ({type(model).__name__}) has nothing to prune: a linear or convolutional layer must be left. "
+            f"include = {tuple(include)}, exclude = {tuple(exclude)}; found {', '.join(weights) or 'none'}."
+        )
+    return chosen
 
 
 def weight_matrices(model: str | Path) -> Iterator[tuple[str, Tensor]]:

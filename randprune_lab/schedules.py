@@ -129,7 +129,7 @@ def power_for_ir(
     def ir_of(power: float) -> float:
         return KeepCurve.of(histogram, sparsity, samples=samples, power=power, reach=reach).expected_ir
 
-    least, most = ir_of(MAX_POWER), ir_of(0.0)
+    least, most = ir_range(histogram, sparsity, samples=samples, reach=reach)
     _check_reachable(target_ir, least, most, f"a power from 0 to {MAX_POWER:g}", "other samples")
     for power, ir in ((0.0, most), (MAX_POWER, least)):
         if math.isclose(ir, target_ir, rel_tol=1e-12):
@@ -139,6 +139,18 @@ def power_for_ir(
             lambda power: math.log(max(ir_of(power), _NO_RANDOMNESS) / target_ir), 0.0, MAX_POWER, rtol=1e-9
         )
     )
+
+
+def ir_range(
+    weight_or_histogram: Tensor | MagnitudeHistogram, sparsity: float, *, samples: int, reach: float | None = None
+) -> tuple[float, float]:
+    """The least and the greatest expected ir that ``power_for_ir`` can reach, at T = 1,000 and T = 0."""
+    histogram = _histogram(weight_or_histogram)
+    least, most = (
+        KeepCurve.of(histogram, sparsity, samples=samples, power=power, reach=reach).expected_ir
+        for power in (MAX_POWER, 0.0)
+    )
+    return least, most
 
 
 _NO_RANDOMNESS = 1e-300  # stands for ir = 0 where a logarithm is taken

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from randprune_lab.checks import check_option
 
-@dataclasses.dataclass(frozen=True)
+TASKS = ("digits",)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """``inputs`` (float32, one row an example) and ``labels`` (int64)."""
+    """``inputs`` (one row an example, as the model takes them) and ``labels`` (int64, from 0)."""
 
     inputs: Tensor
     labels: Tensor
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a split."""
+        if len(self.inputs) != len(self.labels) or self.labels.ndim != 1 or not len(self.labels):
+            raise ValueError(
+                f"a split has inputs of shape {tuple(self.inputs.shape)} and labels of shape "
+                f"{tuple(self.labels.shape)}: one label a row, at least one row. Pass labels of shape "
+                f"({len(self.inputs)},)."
+            )
+        if self.labels.dtype != torch.int64:
+            raise ValueError(f"labels have dtype {self.labels.dtype}: must be int64, from 0. Pass labels.long().")
+
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> Split:
+        """The split on another device."""
+        return Split(self.inputs.to(device), self.labels.to(device))
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """A classification task: ``train`` teaches, ``selection`` decides which mask wins, ``test`` is only reported."""
 
@@ -27,7 +47,36 @@ class Task:
     train: Split
     selection: Split
     test: Split
-    classes: int
+
+    @classmethod
+    def of(
+        cls, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, name: str = "own", share: float = 0.2
+    ) -> Self:
+        """Your own (inputs, labels): the share ``share`` of train, always the same one, is the selection split."""
+        order = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(0))
+        held_out = max(1, round(share * len(order)))
+        parts = (order[held_out:], order[:held_out])
+        fit, selection = (Split(train[0][rows], train[1][rows]) for rows in parts)
+        return cls(name, fit, selection, Split(*test))
+
+    @property
+    def classes(self) -> int:
+        """One more than the largest label."""
+        return 1 + max(int(split.labels.max()) for split in (self.train, self.selection, self.test))
+
+    def to(self, device: torch.device) -> Task:
+        """The task on another device."""
+        return Task(self.name, self.train.to(device), self.selection.to(device), self.test.to(device))
+
+
+def load_task(name: str) -> Task:
+    """A data set by name.
+
+    Raises:
+        ValueError: there is no such task (the nearest is named).
+    """
+    check_option("task", name, TASKS)
+    return digits()
 
 
 def digits() -> Task:
@@ -45,4 +94,4 @@ def digits() -> Task:
     def split(rows: list[int]) -> Split:
         return Split(torch.from_numpy(images[rows] / 16).float(), torch.from_numpy(labels[rows]).long())
 
-    return Task("digits", split(train), split(selection), split(test), classes=10)
+    return Task("digits", split(train), split(selection), split(test))

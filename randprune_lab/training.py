@@ -1,53 +1,181 @@
-"""One epoch of training under masks, one evaluation."""
+"""Training under masks: one epoch, one evaluation, the learning-rate plan. Devices and precision by accelerate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
 
+import accelerate
 import torch
-import torch.nn.functional as F  # noqa: N812, its usual name
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from randprune_lab.config import RunConfig
+from randprune_lab.distill import Teacher, all_logits, task_loss
 from randprune_lab.events import Score
-from randprune_lab.masks import apply_masks
+from randprune_lab.masks import Masks
 from randprune_lab.sampling import seed_of
-from randprune_lab.tasks import Split
+from randprune_lab.tasks import Split, Task
+
+LOSS_EVERY = 50  # steps between looks at the loss: each costs a GPU a stop
 
 
-def batches(split: Split, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split in an order that ``seed`` decides, in batches of ``batch_size`` (the last may be smaller)."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).to(split.labels.device)
-    for rows in order.split(batch_size):  # type: ignore[no-untyped-call]
-        yield split.inputs[rows], split.labels[rows]
+class Diverged(RuntimeError):  # noqa: N818, what happened, not a fault of the program
+    """The loss became NaN or infinite; the text names phase, step and learning rate."""
 
 
-def train(
-    model: nn.Module,
-    split: Split,
-    masks: Mapping[str, Tensor],
-    *,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    seed: int,
-) -> None:
-    """Train with a fresh AdamW; after every step, every weight outside the masks is exactly 0 again."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
-    model.train()
-    for epoch in range(epochs):
-        for inputs, labels in batches(split, batch_size, seed_of(seed, epoch)):
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            apply_masks(model, masks)
+def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
+    """Device and precision of a run. accelerate keeps them for the whole process: they are forgotten first."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if config.device in ("cuda", "mps") and not getattr(torch, config.device).is_available():
+        raise ValueError(f"device = {config.device!r}: not available here. Pass cpu or auto.")
+    return accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, split: Split) -> Score:
-    """Accuracy and mean cross-entropy on a split."""
-    model.eval()
-    logits = model(split.inputs)
-    return Score(
-        accuracy=float((logits.argmax(dim=1) == split.labels).double().mean()),
-        loss=float(F.cross_entropy(logits, split.labels)),
-    )
+@dataclasses.dataclass
+class Session:
+    """What every phase of a run shares."""
+
+    config: RunConfig
+    task: Task
+    model: nn.Module
+    accelerator: accelerate.Accelerator
+    teacher: Teacher | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch; the last batch may be smaller."""
+        return math.ceil(len(self.task.train) / self.config.batch_size)
+
+    def evaluate(self, split: Split) -> Score:
+        """Accuracy and mean cross-entropy on a split."""
+        with self.accelerator.autocast():
+            logits = all_logits(self.model, split.inputs)
+        accuracy = float((logits.argmax(dim=1) == split.labels).double().mean())
+        return Score(accuracy, float(task_loss(logits, split.labels)))
+
+    @property
+    def deciding_split(self) -> Split:
+        """The split that patience and MCSS look at."""
+        return self.task.test if self.config.select_on == "validation" else self.task.selection
+
+
+class Phase:
+    """A stretch of training with one fresh AdamW: the dense network, a candidate's EMEP, or a stage's fine-tuning.
+
+    Batch order is a function of (seed, stage, name, epoch), dropout of (seed, stage, name, step). The candidate is left
+    out on purpose: all of a stage see the same. After every step every weight outside the masks is exactly 0, and so
+    are the optimizer's moments, lest momentum revive it.
+    """
+
+    def __init__(
+        self, session: Session, name: str, stage: int, masks: Masks, learning_rate: Callable[[int], float]
+    ) -> None:
+        self.session, self.name, self.stage, self.learning_rate = session, name, stage, learning_rate
+        self.parameters = dict(session.model.named_parameters())
+        self.pruned: list[Tensor] = [self.parameters[name] for name in masks]
+        self.factors = [mask.to(parameter.dtype) for mask, parameter in zip(masks.values(), self.pruned, strict=True)]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=learning_rate(0), weight_decay=session.config.weight_decay, fused=True
+        )
+        self._apply(self.pruned)
+
+    def epoch(self, number: int) -> float:
+        """Train epoch ``number`` (from 0); the mean loss of its batches.
+
+        Raises:
+            Diverged: the loss became NaN or infinite.
+        """
+        session = self.session
+        session.model.train()
+        losses: list[Tensor] = []
+        with torch.random.fork_rng():
+            for at, rows in enumerate(self._batches(number)):
+                step = number * session.steps_per_epoch + at
+                rate = self.learning_rate(step)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                _seed_dropout(seed_of(session.config.seed, self.stage, self.name, step), session.accelerator.device)
+                losses.append(self._step(rows))
+                if step % LOSS_EVERY == 0:
+                    self._check(losses, step)
+        self._check(losses, (number + 1) * session.steps_per_epoch - 1)
+        return float(torch.stack(losses).mean())
+
+    def _step(self, rows: Tensor) -> Tensor:
+        session, config = self.session, self.session.config
+        with session.accelerator.autocast():
+            logits = session.model(session.task.train.inputs[rows])
+            loss = task_loss(logits, session.task.train.labels[rows])
+            if session.teacher is not None:
+                loss = config.task_weight * loss + session.teacher.loss(logits.float(), rows, config)
+        self.optimizer.zero_grad()
+        session.accelerator.backward(loss)
+        self.optimizer.step()
+        states = [self.optimizer.state[parameter] for parameter in self.pruned]
+        self._apply(self.pruned, *([state[moment] for state in states] for moment in ("exp_avg", "exp_avg_sq")))
+        return loss.detach()
+
+    @torch.no_grad()
+    def _apply(self, *tensors: list[Tensor]) -> None:
+        for group in tensors:
+            if group:
+                torch._foreach_mul_(group, self.factors)
+
+    def _batches(self, epoch: int) -> Iterator[Tensor]:
+        config, train = self.session.config, self.session.task.train
+        seed = seed_of(config.seed, self.stage, self.name, "order", epoch)
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).to(train.labels.device)
+        yield from torch.split(order, config.batch_size)
+
+    def _check(self, losses: list[Tensor], step: int) -> None:
+        finite = torch.isfinite(torch.stack(losses)).tolist()
+        if not all(finite):
+            first = step - len(finite) + 1 + finite.index(False)
+            raise Diverged(
+                f"the loss became NaN or infinite in {self.name} of stage {self.stage} at step {first}, learning rate "
+                f"{self.learning_rate(first):g}. Lower the learning rate, or use precision='no'."
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors, "NAME.KEY"."""
+        return {
+            f"{name}.{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on with what ``state`` gave."""
+        for label, value in state.items():
+            name, key = label.rsplit(".", 1)
+            parameter = self.parameters[name]
+            place = "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
+            self.optimizer.state[parameter][key] = value.clone().to(place)
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)  # a hundred times cheaper than torch.manual_seed
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def fine_tuning_rate(config: RunConfig, stage: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate of each step of a stage's fine-tuning.
+
+    One plan over all stages: linear warm-up over the first tenth of all planned steps, then constant; in the last stage
+    linear to 0.
+    """
+    a_stage = config.max_epochs * steps_per_epoch
+    warm_up = 0.1 * a_stage * len(config.stages)
+
+    def rate(step: int) -> float:
+        factor = min(1.0, ((stage - 1) * a_stage + step + 1) / warm_up)
+        if stage == len(config.stages):
+            factor *= 1 - step / a_stage
+        return float(config.learning_rate * factor)
+
+    return rate

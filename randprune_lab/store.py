@@ -1,0 +1,333 @@
+"""What a run leaves behind: a folder of plain files, no pickle, from which it can go on after being killed anywhere.
+
+    config.json               the configuration
+    events.jsonl              what happened, one JSON object a line, only ever appended to
+    checkpoints/N-WHAT.safetensors   model, masks (bit-packed), optimizer; progress and a checksum in its metadata
+    histograms/N.json         magnitudes of the weights kept, by stage: counts per eighth of an octave
+    model/model.safetensors   the finished network
+
+Nothing here knows the engine: old runs open without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from randprune_lab.config import RunConfig
+from randprune_lab.events import (
+    CandidateScored,
+    Checkpoint,
+    Event,
+    Progress,
+    Resumed,
+    RunStarted,
+    StageStarted,
+    Warned,
+    from_json,
+)
+from randprune_lab.histogram import MagnitudeHistogram
+from randprune_lab.masks import unpack
+
+BOUNDARIES = ("scoring", "finished")  # phases whose checkpoints lie between two stages
+_KEPT = 2  # checkpoints inside a stage: the newest may be damaged
+
+
+def runs_folder() -> Path:
+    """Where runs live: the folder that RANDPRUNE_RUNS names, else ./runs."""
+    return Path(os.environ.get("RANDPRUNE_RUNS", "runs"))
+
+
+def new_folder(config: RunConfig, *, parent: Path | None = None) -> Path:
+    """A name for a new run's folder: time, task, method and seed; not yet made."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}-{config.control or config.method}-seed{config.seed}"
+    parent = runs_folder() if parent is None else parent
+    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 10_000))
+    return next(parent / name for name in names if not (parent / name).exists())
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that it is either whole or not there: under another name first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def record(folder: str | Path, stream: Iterator[Event | Checkpoint]) -> Iterator[Event]:
+    """Write what ``prune`` yields into ``folder`` and pass the events on.
+
+    Raises:
+        ValueError: the folder holds another run already, or another process is writing it.
+        OSError: it cannot be written (a full disk, say); what was saved before is intact.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ValueError(f"{folder}: another process is writing this run. Wait for it, or stop it first.") from None
+    try:
+        yield from _record(folder, stream)
+    finally:
+        lock.release()
+
+
+def _record(folder: Path, stream: Iterator[Event | Checkpoint]) -> Iterator[Event]:
+    journal = folder / "events.jsonl"
+    lines = _mend(journal)
+    with contextlib.closing(stream), journal.open("a", encoding="utf-8") as file:  # type: ignore[type-var]
+        for item in stream:
+            if isinstance(item, Checkpoint):
+                _save(folder, item, lines)
+                continue
+            if isinstance(item, RunStarted) and not (folder / "config.json").exists():
+                if lines:
+                    raise ValueError(f"{folder}: is not empty. Pass a new folder, or resume the run in it.")
+                write_atomically(folder / "config.json", json.dumps(item.config, indent=2))
+            elif isinstance(item, RunStarted) and not isinstance(_last(folder), Resumed):
+                raise ValueError(f"{folder}: holds a run already. Pass a new folder, or resume that run.")
+            file.write(json.dumps({"time": round(time.time(), 3), **item.to_json()}) + "\n")
+            file.flush()
+            lines += 1
+            yield item
+
+
+def _mend(journal: Path) -> int:
+    """Cut off a line that was being written when its process was killed; the number of whole lines."""
+    if not journal.exists():
+        return 0
+    content = journal.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with journal.open("r+b") as file:
+            file.truncate(len(whole))
+    return whole.count(b"\n")
+
+
+def _last(folder: Path) -> Event | None:
+    events = _lines(folder)
+    return events[-1] if events else None
+
+
+def _lines(folder: Path) -> list[Event]:
+    """All whole lines of the journal, superseded ones too."""
+    journal = folder / "events.jsonl"
+    if not journal.exists():
+        return []
+    lines = journal.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is unfinished
+    return [from_json(json.loads(line)) for line in lines]
+
+
+def story(folder: str | Path) -> list[Event]:
+    """The events of a run as one consistent story: without those that came again after a resume."""
+    told: list[tuple[int, Event]] = []
+    for number, event in enumerate(_lines(Path(folder))):
+        if isinstance(event, Resumed):
+            told = [(earlier, said) for earlier, said in told if earlier < event.supersedes]
+        told.append((number, event))
+    return [event for _, event in told]
+
+
+def read_config(folder: str | Path) -> RunConfig:
+    """The configuration of a run.
+
+    Raises:
+        ValueError: there is no run in this folder.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no run is there (no config.json). See randprune runs for those that are.")
+    return RunConfig.model_validate_json(path.read_text())
+
+
+def last_checkpoint(folder: str | Path) -> Checkpoint | None:
+    """Where a run can go on: its newest readable checkpoint, and the candidates that were judged after it.
+
+    None where no run has started. A run that was killed before its first checkpoint starts over.
+    """
+    folder = Path(folder)
+    _mend(folder / "events.jsonl")
+    events = _lines(folder)
+    if not events:
+        return None
+    config = read_config(folder).model_dump(mode="json")
+    damaged: list[str] = []
+    for path in reversed(_checkpoints(folder)):
+        try:
+            progress, stands, tensors = _load(path)
+            dense = tensors if progress == Progress("scoring", 1) else _dense(folder, progress)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            damaged.append(path.name)
+            continue
+        after = _judged(events, stands, progress)
+        return Checkpoint(
+            progress=progress,
+            tensors=tensors,
+            dense={name[6:]: tensor for name, tensor in dense.items() if name.startswith("model.")},
+            scores=tuple(event for event in after if isinstance(event, CandidateScored)),
+            announced=bool(after),
+            events=stands + len(after),
+            damaged=tuple(damaged),
+            config=config,
+        )
+    return Checkpoint(Progress(), {}, damaged=tuple(damaged), config=config)
+
+
+def _judged(events: list[Event], stands: int, progress: Progress) -> list[Event]:
+    """The events after a stage boundary that stand: candidates, once judged, are not judged again."""
+    after: list[Event] = []
+    if progress.phase == "scoring":
+        for event in events[stands:]:
+            if isinstance(event, Resumed) and not after:
+                return []
+            if not isinstance(event, StageStarted | Warned | CandidateScored):
+                break
+            after.append(event)
+    return after
+
+
+def _dense(folder: Path, progress: Progress) -> dict[str, Tensor]:
+    """The dense network, which every later stage learns from."""
+    if progress.phase == "dense":
+        return {}
+    path = next((path for path in _checkpoints(folder) if path.stem.endswith("-stage0")), None)
+    if path is None:
+        raise ValueError("the checkpoint of the dense network is missing")
+    return _load(path)[2]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((folder / "checkpoints").glob("[0-9]*.safetensors"))
+
+
+def _save(folder: Path, checkpoint: Checkpoint, lines: int) -> None:
+    progress = checkpoint.progress
+    boundary = progress.phase in BOUNDARIES
+    stage = progress.stage - (progress.phase == "scoring")
+    what = f"stage{stage}" if boundary else f"{progress.phase}{stage}-epoch{progress.epoch}"
+    metadata = {
+        "progress": json.dumps(dataclasses.asdict(progress)),
+        "events": str(lines),
+        "checksum": _checksum(checkpoint.tensors),
+    }
+    existing = _checkpoints(folder)
+    number = int(existing[-1].name.split("-")[0]) + 1 if existing else 0
+    path = folder / "checkpoints" / f"{number:06d}-{what}.safetensors"
+    write_atomically(path, save(checkpoint.tensors, metadata))
+    if boundary:
+        write_atomically(folder / "histograms" / f"{stage}.json", json.dumps(_histograms(checkpoint.tensors)))
+    if progress.phase == "finished":
+        model = {name[6:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model.")}
+        write_atomically(folder / "model" / "model.safetensors", save(model, {"format": "pt"}))
+    _clear(folder, keep_all=json.loads((folder / "config.json").read_text())["keep_stages"] == "all")
+
+
+def _clear(folder: Path, *, keep_all: bool) -> None:
+    """Remove what no resume needs: inside a stage all but the newest two; with keep_stages = last, old stages too."""
+    paths = _checkpoints(folder)
+    stages = [path for path in paths if re.search(r"-stage\d+$", path.stem)]
+    needed = {*paths[-_KEPT:], *(stages if keep_all else [*stages[:1], *stages[-_KEPT:]])}
+    for path in paths:
+        if path not in needed:
+            path.unlink()
+
+
+def _load(path: Path) -> tuple[Progress, int, dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    if _checksum(tensors) != metadata["checksum"]:
+        raise ValueError(f"{path}: its checksum does not fit")
+    return Progress(**json.loads(metadata["progress"])), int(metadata["events"]), tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _histograms(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """Of each pruned parameter: lower edge (in eighths of an octave, log2 of the magnitude) -> weights kept there."""
+    found = {}
+    for label, packed in tensors.items():
+        if label.startswith("mask."):
+            name = label.removeprefix("mask.")
+            weight = tensors[f"model.{name}"]
+            histogram = MagnitudeHistogram.of(weight, alive=unpack(packed, weight.shape) & (weight != 0))
+            edges = np.floor(8 * np.log2(np.maximum(histogram.magnitudes, 1e-38))).astype(int)
+            low = int(edges.min(initial=0))
+            counts = np.bincount(edges - low, weights=histogram.counts)
+            found[name] = {str(low + place): int(count) for place, count in enumerate(counts) if count}
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSummary:
+    """One line of ``randprune runs``. ``status``: running, finished or stopped (it can be resumed)."""
+
+    folder: Path
+    config: RunConfig
+    status: str
+    stages_done: int
+    sparsity: float | None
+    accuracy: float | None
+
+
+def runs(parent: Path | None = None) -> list[RunSummary]:
+    """All runs of a folder, oldest first; what is no run is passed over."""
+    folders = sorted(path.parent for path in (parent or runs_folder()).glob("*/config.json"))
+    return [summary(folder) for folder in folders]
+
+
+def summary(folder: Path) -> RunSummary:
+    """How far a run is, from its files alone."""
+    told = story(folder)
+    done = [event for event in told if event.kind == "stage_finished"]
+    finished = any(event.kind == "run_finished" for event in told)
+    last: Any = done[-1] if done else None
+    status = "finished" if finished else "running" if _locked(folder) else "stopped"
+    return RunSummary(
+        folder,
+        read_config(folder),
+        status,
+        len(done),
+        last.sparsity if last else None,
+        last.test.accuracy if last else None,
+    )
+
+
+def _locked(folder: Path) -> bool:
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
