@@ -4,6 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from randprune_lab.config import RunConfig, controls
+    from randprune_lab.engine import prune
     from randprune_lab.histogram import MagnitudeHistogram
     from randprune_lab.keepcurve import KeepCurve
     from randprune_lab.sampling import (
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
         random_mask,
     )
     from randprune_lab.schedules import cubic_stages, power_for_ir, samples_for_ir, samples_for_ratio
+    from randprune_lab.store import last_checkpoint, record, story
+    from randprune_lab.tasks import Split, Task
 
 # Loaded on first use: the command line sets OMP_WAIT_POLICY before torch is imported, and ``--help`` need not wait.
 _ROOMS = {
@@ -28,20 +32,36 @@ _ROOMS = {
     "power_for_ir": "schedules",
     "samples_for_ir": "schedules",
     "samples_for_ratio": "schedules",
+    "RunConfig": "config",
+    "controls": "config",
+    "prune": "engine",
+    "Split": "tasks",
+    "Task": "tasks",
+    "record": "store",
+    "last_checkpoint": "store",
+    "story": "store",
 }
 
 __all__ = [
     "KeepCurve",
     "MagnitudeHistogram",
+    "RunConfig",
+    "Split",
+    "Task",
     "candidate_generator",
+    "controls",
     "cubic_stages",
     "introduced_randomness",
+    "last_checkpoint",
     "magnitude_mask",
     "mask_sampler",
     "power_for_ir",
+    "prune",
     "random_mask",
+    "record",
     "samples_for_ir",
     "samples_for_ratio",
+    "story",
 ]
 
 

@@ -1,41 +1,43 @@
-"""The command line: ``randprune run``, ``randprune explore``, ``randprune bench``."""
+"""The command line: ``randprune run``, ``resume``, ``runs``, ``report``, ``explore`` and ``bench``."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import json
-import math
 import os
 import shlex
-import statistics
 import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from randprune_lab.terminal import (
+    USAGE_ERROR,
+    complain,
+    print_bench,
+    print_claims,
+    print_json,
+    print_runs,
+    print_table,
+    print_tensors,
+    say,
+)
 
 # Two busy torch processes on few cores otherwise spin against each other. It counts only before torch is imported,
 # which is why everything that needs torch is imported inside the commands.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from randprune_lab.bench import Measurement
     from randprune_lab.config import RunConfig
-    from randprune_lab.events import DenseTrained, StageFinished
-    from randprune_lab.explore import ExploreSettings, TensorRow
+    from randprune_lab.events import Event
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="A lab for randomized iterative magnitude pruning (arXiv 2310.13183).",
-)
-_UsageError: Any = typer.BadParameter.__bases__[0]  # what a wrong command line raises
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -46,75 +48,231 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign gets a question mark
     try:
-        sys.exit(app(standalone_mode=False, args=sys.argv[1:] or ["--help"]))
-    except (ValueError, _UsageError) as error:
-        line = _printable(_one_line(error))
-        Console(stderr=True, soft_wrap=True).print(line, style="red", markup=False, highlight=False)
+        sys.exit(_app()(standalone_mode=False, args=sys.argv[1:] or ["--help"]))
+    except (ValueError, OSError, USAGE_ERROR) as error:
+        complain(error)
         sys.exit(2)
 
 
-@app.command()
-def run(
-    seed: Annotated[int, typer.Option(help="Of initialization, batch order and masks.")] = 0,
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="A lab for randomized iterative magnitude pruning (arXiv 2310.13183).",
+    )
+    app.command("run", help=_RUN_HELP)(_run_command() if sys.argv[1:2] == ["run"] else lambda: None)
+    for command in (resume, runs, report, explore, bench):
+        app.command()(command)
+    return app
+
+
+_RUN_HELP = "Prune a network: without options, on real handwritten digits, beside a control of equal budget."
+
+
+def _run_command() -> Callable[..., None]:
+    """``run`` with an option for every field of RunConfig; made only when asked for, since that imports torch."""
+    from randprune_lab.config import RunConfig
+
+    def run(config: Path | None = None, controls: bool = True, as_json: bool = False, **fields: str | None) -> None:
+        given = {name: None if value == "none" else value for name, value in fields.items() if value is not None}
+        _run(RunConfig.model_validate({**_read_file(config), **given}), with_controls=controls, as_json=as_json)
+
+    def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    parameters = [
+        option("config", Annotated[Path | None, typer.Option(help="A TOML or JSON file of settings.")], None),
+        option(
+            "controls", Annotated[bool, typer.Option(help="Run imp-matched, the control of equal budget, too.")], True
+        ),
+        option("as_json", _Json, False),
+    ]
+    for name, field in RunConfig.model_fields.items():
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text = f"{field.description} [default: {'none' if default is None else default}]"
+        flag = "--" + name.replace("_", "-")
+        parameters.append(option(name, Annotated[str | None, typer.Option(flag, help=text, metavar="VALUE")], None))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _read_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        text = path.read_text()
+        settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as TOML or JSON ({error}). Write name = value lines.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: holds a {type(settings).__name__}. Write an object of names and values.")
+    return settings
+
+
+def _run(config: RunConfig, *, with_controls: bool, as_json: bool) -> None:
+    from randprune_lab import store
+    from randprune_lab.config import controls
+    from randprune_lab.engine import prune
+
+    first = store.new_folder(config)
+    config = config.model_copy(update={"group": config.group or first.name})
+    beside = [controls(config)["imp-matched"]] if with_controls and config.method == "randomized" else []
+    folders = {}
+    total = _planned(config) + sum(_planned(other) for other in beside)
+    checked = prune(config)  # what is wrong shows here, before anything is made
+    with _Display(total, quiet=as_json) as display:
+        for settings in (config, *beside):
+            stream = checked if settings is config else prune(settings)
+            folder = first if settings is config else store.new_folder(settings, parent=first.parent)
+            folders[settings.control or settings.method] = folder
+            display.follow(folder, settings, store.record(folder, stream))
+    _conclude(folders, as_json=as_json)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
     as_json: _Json = False,
 ) -> None:
-    """Prune a network on real handwritten digits: plain masks beside the best of eight candidates."""
-    from randprune_lab.config import RunConfig
+    """Go on with a run that was stopped or killed, from its last finished piece of work."""
+    from randprune_lab import store
     from randprune_lab.engine import prune
-    from randprune_lab.events import CandidateScored, DenseTrained, StageFinished
 
-    dense: list[DenseTrained] = []
-    stages: dict[str, list[StageFinished]] = {}
-    with Console(stderr=True).status("training the dense network") as status:
-        for method in ("imp", "randomized"):
-            config = RunConfig(method=method, seed=seed)
-            stages[method] = []
-            for event in prune(config):
-                match event:
-                    case DenseTrained():
-                        dense.append(event)
-                    case CandidateScored():
-                        status.update(f"{method}: stage {event.stage} of {len(config.stages)}, mask {event.candidate}")
-                    case StageFinished():
-                        stages[method].append(event)
+    config = store.read_config(folder)
+    stream = prune(config, resume=store.last_checkpoint(folder))
+    done = sum(_epochs_of(event, config) for event in store.story(folder))
+    with _Display(_planned(config), quiet=as_json, done=done) as display:
+        display.follow(folder, config, store.record(folder, stream))
+    _conclude({config.control or config.method: folder}, as_json=as_json)
+
+
+def runs(as_json: _Json = False) -> None:
+    """The runs on disk: those of the folder that RANDPRUNE_RUNS names, else of ./runs."""
+    from randprune_lab import store
+
+    found = store.runs()
     if as_json:
-        finished = {method: [dataclasses.asdict(stage) for stage in done] for method, done in stages.items()}
-        _print_json({"config": config.model_dump(), "dense": dataclasses.asdict(dense[0]), **finished})
-    else:
-        _print_run(config, dense[0], stages)
-
-
-def _print_run(config: RunConfig, dense: DenseTrained, stages: dict[str, list[StageFinished]]) -> None:
-    title = f"{config.task}, {config.model}, seed {config.seed}: accuracy on the test split, which decides nothing"
-    accuracy = f"{dense.test.accuracy:.1%}"
-    rows = [("dense", "0.0000", "1.0x", "1.0x", "", "", "", accuracy, accuracy)]
-    for plain, chosen in zip(stages["imp"], stages["randomized"], strict=True):
-        whole = dense.parameters / (dense.parameters - dense.prunable + chosen.kept)
-        rows.append(
-            (
-                str(chosen.stage),
-                f"{chosen.sparsity:.4f}",
-                f"{dense.prunable / chosen.kept:.1f}x",
-                f"{whole:.1f}x",
-                f"mask {chosen.winner}" if chosen.winner else "plain",
-                f"{chosen.ir:.4f}",
-                f"{chosen.swapped:.1%}",
-                f"{plain.test.accuracy:.1%}",
-                f"{chosen.test.accuracy:.1%}",
-            )
+        rows = [
+            {"folder": str(run.folder), "status": run.status, "sparsity": run.sparsity, "accuracy": run.accuracy}
+            | {"stages_done": run.stages_done, "config": run.config.model_dump(mode="json")}
+            for run in found
+        ]
+        print_json({"runs": rows})
+        return
+    cells = [
+        (
+            run.folder.name,
+            run.status,
+            run.config.task,
+            run.config.control or run.config.method,
+            str(run.config.seed),
+            f"{run.stages_done} of {len(run.config.stages)}",
+            "" if run.sparsity is None else f"{run.sparsity:.4f}",
+            "" if run.accuracy is None else f"{run.accuracy:.1%}",
         )
-    columns = "stage", "sparsity", "prunable", "model", "winner", "ir", "swapped", "plain", "randomized"
-    _print_table(title, columns, rows)
-    _console().print(
-        "prunable, model: compression of the prunable weights and of the whole model.\n"
-        f"randomized: the best of {config.candidates} masks a stage, the plain one among them, each judged by "
-        f"{config.emep_epochs} epoch. ir and swapped: its winner against the plain mask of the same weights.\n"
-        f"One seed, and randomized trained {config.candidates * config.emep_epochs} epochs more a stage, to judge: "
-        "an illustration, not a result."
-    )
+        for run in found
+    ]
+    columns = ("run", "status", "task", "method", "seed", "stages", "sparsity", "accuracy")
+    print_table(f"{len(found)} runs in {store.runs_folder()}", columns, cells)
 
 
-@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Write report.html into a run's folder: one file that opens anywhere, without a network."""
+    from randprune_lab.report import write_report
+
+    say(f"report: {write_report(folder, beside=_group_of(folder))}")
+
+
+def _group_of(folder: Path) -> list[Path]:
+    """The other runs of a run's group that lie beside it."""
+    from randprune_lab import store
+
+    group = store.read_config(folder).group
+    others = [run.folder for run in store.runs(folder.resolve().parent) if run.config.group == group]
+    return [other for other in others if group and other.resolve() != folder.resolve()]
+
+
+def _planned(config: RunConfig) -> int:
+    """The epochs that a run trains at most."""
+    from randprune_lab.methods import METHODS
+
+    candidates = len(METHODS[config.method].candidates(config))
+    judging = candidates * config.emep_epochs if candidates > 1 else 0
+    return config.dense_epochs + len(config.stages) * (judging + config.max_epochs)
+
+
+def _epochs_of(event: Event, config: RunConfig) -> int:
+    return {"epoch_finished": 1, "candidate_scored": config.emep_epochs}.get(event.kind, 0)
+
+
+class _Display:
+    """A bar on standard error: what is being trained, how far it is, how long it will take."""
+
+    def __init__(self, total: int, *, quiet: bool, done: int = 0) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed} of {task.total}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self.quiet = quiet
+        self.bar = self.progress.add_task("starting", total=total, completed=done)
+
+    def __enter__(self) -> _Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def follow(self, folder: Path, config: RunConfig, events: Iterator[Event]) -> None:
+        """Show a run until it ends. When it is stopped or fails, say how to go on."""
+        name, stages = config.control or config.method, len(config.stages)
+        hint = f"Go on with: randprune resume {shlex.quote(str(folder))}"
+        say(f"{name}: {folder}", error=True, quiet=self.quiet)
+        try:
+            for event in events:
+                match event.to_json():
+                    case {"kind": "candidate_scored", "stage": stage, "candidate": candidate}:
+                        doing = f"stage {stage} of {stages}, mask {candidate + 1} of {config.candidates} judged"
+                    case {"kind": "epoch_finished", "phase": "dense", "epoch": epoch}:
+                        doing = f"dense, epoch {epoch} of {config.dense_epochs}"
+                    case {"kind": "epoch_finished", "stage": stage, "epoch": epoch}:
+                        doing = f"stage {stage} of {stages}, epoch {epoch} of {config.max_epochs}"
+                    case {"kind": "warned", "text": text}:
+                        say(f"warning: {text}", error=True)
+                        continue
+                    case _:
+                        continue
+                self.progress.update(self.bar, description=f"{name}: {doing}", advance=_epochs_of(event, config))
+        except KeyboardInterrupt:
+            self.progress.stop()
+            say(f"stopped. {hint}", error=True)
+            sys.exit(130)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be written ({error}). What was saved is intact. {hint}") from error
+        except RuntimeError as error:
+            raise ValueError(f"{error} The run stopped; what was saved lies in {folder}.") from error
+
+
+def _conclude(folders: dict[str, Path], *, as_json: bool) -> None:
+    """The reports, the table of the runs side by side, and where they lie."""
+    from randprune_lab import store
+    from randprune_lab.report import write_report
+
+    tables = {name: store.stage_table(folder) for name, folder in folders.items()}
+    for folder in folders.values():
+        write_report(folder, beside=_group_of(folder))
+    if as_json:
+        said = {name: {"folder": str(folders[name]), "stages": table} for name, table in tables.items()}
+        print_json({"runs": said})
+        return
+    print_runs(store.read_config(next(iter(folders.values()))), tables, folders)
+
+
 def explore(
     model: Annotated[str, typer.Argument(help="A folder or file of safetensors, or a Hub id.")],
     sparsity: Annotated[float, typer.Option(help="Share of each matrix that is removed, in [0, 1).")] = 0.9375,
@@ -149,121 +307,41 @@ def explore(
     )
     rows = list(tensor_table(model, settings, include=include, exclude=exclude))
     if as_json:
-        _print_json({"settings": dataclasses.asdict(settings), "tensors": [dataclasses.asdict(row) for row in rows]})
+        print_json({"settings": dataclasses.asdict(settings), "tensors": [dataclasses.asdict(row) for row in rows]})
     else:
-        _print_tensors(model, settings, rows)
+        print_tensors(model, settings, rows)
 
 
-def _print_tensors(model: str, settings: ExploreSettings, rows: Iterable[TensorRow]) -> None:
-    title = f"{model} at sparsity {settings.sparsity:g} ({1 / (1 - settings.sparsity):.3g}x), T = {settings.power:g}"
-    title += f", r = {settings.reach:g}" if settings.reach else ", no reach"
-    columns = ["tensor", "weights", "tau", "near tau", "M", "ir", "swapped"] + ["ir drawn"] * bool(settings.draw)
-    cells = [
-        [
-            row.name,
-            f"{row.n:,}",
-            "-" if row.threshold is None else f"{row.threshold:.4g}",
-            f"{row.near_threshold:.1%}",
-            f"{row.samples:,}",
-            f"{row.expected_ir:.5f}",
-            f"{row.swapped:.2%}",
-            *([_mean_and_spread(row.drawn_ir)] if settings.draw else []),
-        ]
-        for row in rows
-    ]
-    _print_table(title, columns, cells)
-    _console().print(
-        "tau: the smallest magnitude that the plain mask keeps. near tau: weights from 2/3 tau to 4/3 tau. "
-        "M: masks drawn and added up. ir, swapped: expected, in closed form."
-        + (f" ir drawn: of {settings.draw} masks, mean ± standard deviation." if settings.draw else "")
-    )
-
-
-def _mean_and_spread(values: tuple[float, ...]) -> str:
-    if math.inf in values:
-        return "inf"
-    mean = f"{statistics.mean(values):.5f}"
-    return f"{mean} ± {statistics.stdev(values):.0e}" if len(values) > 1 else mean
-
-
-@app.command()
 def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; medians count.")] = 21,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 2,
+    claims: Annotated[bool, typer.Option(help="Instead: does selection pay? Digits, all methods.")] = False,
+    seeds: Annotated[int, typer.Option(min=2, max=1000, help="With --claims: seeds 0 to this one, exclusive.")] = 10,
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="With --claims: runs at a time.")] = 2,
     as_json: _Json = False,
 ) -> None:
     """What a randomized mask costs on this machine, beside a plain one and the paper's loop (about a minute)."""
-    from randprune_lab.bench import speed_table
+    from randprune_lab.bench import claims_table, speed_table
 
+    if claims:
+        with _Display(0, quiet=as_json) as display:
+            rows = claims_table(
+                seeds=seeds,
+                processes=processes,
+                tell=lambda done, of: display.progress.update(
+                    display.bar, description="runs", completed=done, total=of
+                ),
+            )
+        if as_json:
+            print_json({"seeds": seeds, "claims": [dataclasses.asdict(row) for row in rows]})
+        else:
+            print_claims(seeds, rows)
+        return
     with Console(stderr=True).status("measuring"):
-        rows = speed_table(device=device, repeats=repeats, threads=threads)
+        measured = speed_table(device=device, repeats=repeats, threads=threads)
     if as_json:
-        measured = [dataclasses.asdict(row) for row in rows]
-        _print_json({"device": device, "repeats": repeats, "threads": threads, "measured": measured})
+        cells = [dataclasses.asdict(row) for row in measured]
+        print_json({"device": device, "repeats": repeats, "threads": threads, "measured": cells})
     else:
-        _print_bench(f"{device}, {threads} threads, medians of {repeats}", rows)
-
-
-def _print_bench(where: str, rows: list[Measurement]) -> None:
-    verdicts = {None: "", True: "reached", False: "missed"}
-    cells = [(row.name, f"{row.value:,.4g} {row.unit}", row.target or "", verdicts[row.reached]) for row in rows]
-    title = f"768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach ({where})"
-    _print_table(title, ("what", "measured", "target", ""), cells)
-
-
-def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table whose first column may wrap; numbers never do."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    cells = [list(row) for row in rows]
-    for place, column in enumerate(columns):
-        widest = max([len(column), *(len(row[place]) for row in cells)])
-        table.add_column(
-            column,
-            justify="right" if place else "left",
-            overflow="fold",
-            min_width=widest if place else min(widest, 14),
-        )
-    for row in cells:
-        table.add_row(*(Text(_printable(cell), style="red" if cell == "missed" else "") for cell in row))
-    console = _console()
-    console.print(_printable(title), style="bold", markup=False)
-    console.print(table)
-
-
-def _console() -> Console:
-    """Standard output; wide enough for every table where nobody's window sets a width."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
-
-
-def _printable(text: str) -> str:
-    """Names of tensors and files come from anywhere: what would steer a terminal is shown as a question mark."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity: null stands for it."""
-    match value:
-        case dict():
-            return {name: _finite(part) for name, part in value.items()}
-        case list() | tuple():
-            return [_finite(part) for part in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value
-
-
-def _one_line(error: Any) -> str:
-    """An error's text without line breaks; of a pydantic one, each field with its rule."""
-    if isinstance(error, _UsageError):  # its text names the rule, but not what was given
-        command = error.ctx.command_path if error.ctx else "randprune"
-        return f"{error.format_message()} Given: {shlex.join(['randprune', *sys.argv[1:]])}. See {command} --help."
-    if hasattr(error, "errors"):
-        return "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
-    return " ".join(str(error).split())
+        print_bench(f"{device}, {threads} threads, medians of {repeats}", measured)

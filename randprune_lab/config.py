@@ -141,6 +141,14 @@ class RunConfig(pydantic.BaseModel):
     group: str = Field(default="", description="runs that belong together, such as a run and its controls")
     control: str = Field(default="", description="what this run is the control of: imp-matched, ...")
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            for name in given:
+                check_option("field", name, tuple(cls.model_fields))
+        return given
+
     @pydantic.model_validator(mode="after")
     def _fitting(self) -> RunConfig:
         if (self.target_ir is not None) != (self.randomness == "target_ir"):

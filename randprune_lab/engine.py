@@ -48,6 +48,7 @@ from randprune_lab.sampling import introduced_randomness, seed_of
 from randprune_lab.tasks import Task, load_task
 from randprune_lab.training import Diverged, Phase, Session, fine_tuning_rate, start_accelerator
 
+OBJECT = "object"  # stands in a configuration for a model or data given from Python
 Said = Iterator[Event | Checkpoint]
 
 
@@ -70,8 +71,9 @@ def prune(
 
 
 def _steps(run: _Run) -> Said:
-    threads = torch.get_num_threads()
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(run.config.threads)
+    torch.use_deterministic_algorithms(run.config.deterministic)
     try:
         yield from run.begin()
         if run.at("dense"):
@@ -86,6 +88,7 @@ def _steps(run: _Run) -> Said:
         yield from run.finish()
     finally:
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
 
 
 def best(scores: list[CandidateScored]) -> int:
@@ -102,6 +105,14 @@ class _Run:
     def __init__(
         self, config: RunConfig, model: nn.Module | None, data: Task | None, resume: Checkpoint | None
     ) -> None:
+        named = {"model": model, "task": data}
+        config = config.model_copy(update={name: OBJECT for name, thing in named.items() if thing is not None})
+        for name, thing in named.items():
+            if getattr(config, name) == OBJECT and thing is None:
+                raise ValueError(
+                    f"this run was started from Python with its own {name}: resume it there, with "
+                    "prune(config, model=..., data=..., resume=...)."
+                )
         if resume is not None and resume.config is not None and resume.config != config.model_dump(mode="json"):
             ours = config.model_dump(mode="json")
             other = [name for name in ours if resume.config.get(name) != ours[name]]
@@ -110,7 +121,6 @@ class _Run:
             )
         self.config, self.resume = config, resume
         accelerator = start_accelerator(config)
-        torch.use_deterministic_algorithms(config.deterministic)
         task = data if data is not None else load_task(config.task)
         network = model if model is not None else build_model(config.model, seed_of(config.seed, "model"))
         self.session = Session(config, task.to(accelerator.device), network.to(accelerator.device), accelerator)
@@ -131,7 +141,8 @@ class _Run:
         return self.progress.phase == phase
 
     def stages_left(self) -> range:
-        return range(max(self.progress.stage, 1), len(self.config.stages) + 1)
+        done = len(self.config.stages) if self.at("finished") else max(self.progress.stage, 1) - 1
+        return range(done + 1, len(self.config.stages) + 1)
 
     def begin(self) -> Said:
         """Say what starts, or that it goes on."""
@@ -177,7 +188,9 @@ class _Run:
         known = self.resume.scores if self.resume is not None else ()
         scores = [score for score in known if score.stage == stage]
         if not (self.resume and self.resume.announced and self.resume.progress.stage == stage):
-            yield StageStarted(stage, self.config.stages[stage - 1], numbers, masks.samples, masks.power)
+            drawn = any(numbers)  # plain pruning draws nothing
+            samples, power = (masks.samples, masks.power) if drawn else ({}, {})
+            yield StageStarted(stage, self.config.stages[stage - 1], numbers, samples, power)
             for text in masks.clamped:
                 yield Warned(text)
         if len(numbers) == 1:  # nothing to compare
@@ -185,12 +198,9 @@ class _Run:
         plain = masks.draw(0)
         left = [number for number in numbers if number not in {score.candidate for score in scores}]
         for number, score, failed in one_after_another(self.session, masks.draw, left, stage):
-            drawn = masks.draw(number)
-            scores.append(
-                CandidateScored(
-                    stage, number, score, model_randomness(drawn, plain), model_swapped(drawn, plain), failed
-                )
-            )
+            mask = masks.draw(number)
+            ir, swapped = model_randomness(mask, plain), model_swapped(mask, plain)
+            scores.append(CandidateScored(stage, number, score, ir, swapped, failed))
             yield scores[-1]
         return scores
 
@@ -202,8 +212,9 @@ class _Run:
         tensors = {
             name: {
                 "kept": int(torch.count_nonzero(mask)),
-                "ir": introduced_randomness(mask, plain[name]) if self.config.scope == "layer" else 0.0,
                 "swapped": model_swapped({name: mask}, {name: plain[name]}),
+                # in global scope the two keep different numbers of a tensor's weights: no ir
+                **({"ir": introduced_randomness(mask, plain[name])} if self.config.scope == "layer" else {}),
             }
             for name, mask in self.masks.items()
         }
@@ -290,8 +301,6 @@ class _Run:
                 if label.startswith(prefix)
             }
 
-        if checkpoint.progress.phase == "finished":
-            raise ValueError("the run is finished: there is nothing to resume. Start another one.")
         self.progress = checkpoint.progress
         if checkpoint.tensors:
             self.session.model.load_state_dict(part("model"))

@@ -34,7 +34,7 @@ class Event:
         for name in ("selection", "test"):
             if isinstance(values.get(name), dict):
                 values[name] = Score(**values[name])
-        return cls(**values)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class DenseFinished(Event):
 
 @dataclasses.dataclass(frozen=True)
 class StageStarted(Event):
-    """Masks are about to be judged. ``samples`` (M) and ``power`` (T) of each parameter; in global scope of "*"."""
+    """Masks are about to be judged. ``samples`` (M) and ``power`` (T) by parameter; "*" in global scope."""
 
     kind = "stage_started"
     stage: int
@@ -128,7 +128,7 @@ class CandidateScored(Event):
 
 @dataclasses.dataclass(frozen=True)
 class MaskChosen(Event):
-    """The best candidate's mask is now that of the network. ``tensors``: kept, ir and swapped of each parameter."""
+    """The best candidate's mask is now that of the network. ``tensors``: kept, swapped and ir of each parameter."""
 
     kind = "mask_chosen"
     stage: int

@@ -33,10 +33,14 @@ from randprune_lab.config import RunConfig
 from randprune_lab.events import (
     CandidateScored,
     Checkpoint,
+    DenseFinished,
     Event,
+    MaskChosen,
     Progress,
     Resumed,
+    RunFinished,
     RunStarted,
+    StageFinished,
     StageStarted,
     Warned,
     from_json,
@@ -86,7 +90,7 @@ def record(folder: str | Path, stream: Iterator[Event | Checkpoint]) -> Iterator
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # who only asks whether it is running holds it for a moment
     except filelock.Timeout:
         raise ValueError(f"{folder}: another process is writing this run. Wait for it, or stop it first.") from None
     try:
@@ -167,12 +171,17 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
     """Where a run can go on: its newest readable checkpoint, and the candidates that were judged after it.
 
     None where no run has started. A run that was killed before its first checkpoint starts over.
+
+    Raises:
+        ValueError: the run is finished.
     """
     folder = Path(folder)
     _mend(folder / "events.jsonl")
     events = _lines(folder)
     if not events:
         return None
+    if any(isinstance(event, RunFinished) for event in story(folder)):
+        raise ValueError(f"{folder}: the run is finished, there is nothing to resume. Start another one.")
     config = read_config(folder).model_dump(mode="json")
     damaged: list[str] = []
     for path in reversed(_checkpoints(folder)):
@@ -286,6 +295,43 @@ def _histograms(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
             counts = np.bincount(edges - low, weights=histogram.counts)
             found[name] = {str(low + place): int(count) for place, count in enumerate(counts) if count}
     return found
+
+
+def stage_table(folder: str | Path) -> list[dict[str, Any]]:
+    """A row for the dense network (stage 0) and for each finished stage, of plain values.
+
+    ``compression`` counts the prunable weights, ``whole_model`` all parameters; ``winner``, ``ir`` and ``swapped`` are
+    None for the dense network; ``samples`` is M, or its range over the tensors, as text.
+    """
+    rows: list[dict[str, Any]] = []
+    prunable = parameters = 0
+    chosen: dict[str, Any] = {}
+    for event in story(folder):
+        match event:
+            case RunStarted():
+                prunable, parameters = sum(event.prunable.values()), event.parameters
+            case StageStarted():
+                fewest, most = min(event.samples.values(), default=0), max(event.samples.values(), default=0)
+                chosen = {"samples": "" if not most else f"{fewest:,}" if fewest == most else f"{fewest:,} - {most:,}"}
+            case MaskChosen():
+                chosen |= {"winner": event.winner, "ir": event.ir, "swapped": event.swapped}
+            case DenseFinished() | StageFinished():
+                dense = isinstance(event, DenseFinished)
+                kept = prunable if isinstance(event, DenseFinished) else event.kept
+                nothing = {"samples": "", "winner": None, "ir": None, "swapped": None}
+                rows.append(
+                    {
+                        "stage": 0 if isinstance(event, DenseFinished) else event.stage,
+                        "sparsity": 0.0 if isinstance(event, DenseFinished) else event.sparsity,
+                        "kept": kept,
+                        "compression": prunable / kept,
+                        "whole_model": parameters / (parameters - prunable + kept),
+                        **(nothing if dense else chosen),
+                        "selection_accuracy": event.selection.accuracy,
+                        "accuracy": event.test.accuracy,
+                    }
+                )
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)

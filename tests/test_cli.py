@@ -2,51 +2,159 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from randprune_lab import bench, store
 from randprune_lab.checks import keep_count
+from randprune_lab.config import RunConfig
+from randprune_lab.masks import unpack
+from randprune_lab.models import build_model, prunable_weights
+from randprune_lab.tasks import digits
 
 SIZES = (64 * 300, 300 * 100, 100 * 10)
+SMALL = ["--stages", "0.5,0.9", "--candidates", "3", "--dense-epochs", "2", "--max-epochs", "2"]
 
 
-def randprune(*arguments, **environment):
+def randprune(*arguments, folder, **environment):
     program = Path(sys.executable).with_name("randprune")
     return subprocess.run(
-        [program, *map(str, arguments)], capture_output=True, text=True, check=False, env=os.environ | environment
+        [program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"RANDPRUNE_RUNS": str(folder), "COLUMNS": "100"} | environment,
     )
 
 
 @pytest.fixture(scope="module")
-def run():
-    return randprune("run", "--json")
+def main_job(tmp_path_factory):
+    """``randprune run`` without arguments: its folder of runs and what it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, randprune("run", folder=folder)
 
 
-def test_run_prunes_real_digits_to_exactly_its_sparsities(run):
-    assert run.returncode == 0, run.stderr
-    said = json.loads(run.stdout)
-    assert said["dense"]["test"]["accuracy"] > 0.9
-    for method in ("imp", "randomized"):
-        assert [stage["kept"] for stage in said[method]] == [
-            sum(keep_count(size, sparsity) for size in SIZES) for sparsity in (0.54, 0.83, 0.91, 0.9375, 0.97)
-        ]
-    assert all(stage["ir"] == 0 == stage["winner"] for stage in said["imp"])
-    assert any(stage["ir"] > 0 for stage in said["randomized"])
-    assert all((stage["ir"] > 0) == (stage["winner"] > 0) for stage in said["randomized"])
+def accuracy_on_disk(path):
+    """Test accuracy, kept weights and the weights outside the masks of a stage's checkpoint, counted anew."""
+    tensors = load_file(path)
+    model = build_model("mlp", 0)
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    masks = {name: unpack(tensors[f"mask.{name}"], weight.shape) for name, weight in prunable_weights(model).items()}
+    outside = sum(int((weight[~masks[name]] != 0).sum()) for name, weight in prunable_weights(model).items())
+    test = digits().test
+    correct = (model(test.inputs).argmax(dim=1) == test.labels).double().mean()
+    return float(correct), [int(mask.sum()) for mask in masks.values()], outside
 
 
-def test_the_same_seed_prints_the_same_table_and_it_is_what_the_run_said(run):
-    one, again = randprune("run", COLUMNS="80"), randprune("run", COLUMNS="80")
-    assert one.stdout == again.stdout
-    for stage in json.loads(run.stdout)["randomized"]:
-        (line,) = [line for line in one.stdout.splitlines() if line.split()[:1] == [str(stage["stage"])]]
-        winner = f"mask {stage['winner']}" if stage["winner"] else "plain"
-        for cell in (f"{stage['sparsity']:.4f}", winner, f"{stage['ir']:.4f}", f"{stage['test']['accuracy']:.1%}"):
-            assert cell in line
-    assert "…" not in one.stdout  # nothing is clipped
+def test_the_main_job_prints_what_lies_on_disk(main_job):
+    folder, done = main_job
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout  # nothing is clipped
+    found = {run.config.control or run.config.method: run for run in store.runs(folder)}
+    assert {name: run.status for name, run in found.items()} == {"randomized": "finished", "imp-matched": "finished"}
+    assert found["imp-matched"].config.max_epochs == 15 + 8
+    assert len({run.config.group for run in found.values()}) == 1
+    stages = (0.54, 0.83, 0.91, 0.9375, 0.97)
+    for stage, sparsity in enumerate(stages, start=1):
+        (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [str(stage)]]
+        for name, run in found.items():
+            (path,) = (run.folder / "checkpoints").glob(f"*-stage{stage}.safetensors")
+            accuracy, kept, outside = accuracy_on_disk(path)
+            assert outside == 0
+            assert kept == [keep_count(size, sparsity) for size in SIZES]
+            assert line.split()[-2 if name == "randomized" else -1] == f"{accuracy:.1%}"
+            assert f"{1 - sum(kept) / sum(SIZES):.4f}" in line
+            assert f"{sum(SIZES) / sum(kept):.1f}x" in line
+            assert f"{(sum(SIZES) + 410) / (sum(kept) + 410):.1f}x" in line
+        chosen = [e for e in store.story(found["randomized"].folder) if e.kind == "mask_chosen" and e.stage == stage]
+        assert f"{chosen[0].ir:.4f}" in line
+        assert (f"mask {chosen[0].winner}" if chosen[0].winner else "plain") in line
+    for run in found.values():
+        assert str(run.folder) in done.stdout
+        assert (run.folder / "report.html").stat().st_size > 10_000
+        last = load_file(run.folder / "model" / "model.safetensors")
+        assert int((last["0.weight"] != 0).sum()) <= keep_count(SIZES[0], 0.97)
+    assert "randprune bench --claims" in done.stdout
+
+
+def test_the_same_seed_prints_the_same_table(main_job, tmp_path):
+    def table(text):
+        return [line for line in text.splitlines() if "%" in line]
+
+    again = randprune("run", folder=tmp_path)
+    assert table(again.stdout) == table(main_job[1].stdout)
+    assert len(table(again.stdout)) == 6
+
+
+def test_every_field_is_an_option(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
+    code, out, _ = command("run", "--help")
+    assert code == 0
+    for name in RunConfig.model_fields:
+        assert f"--{name.replace('_', '-')}"[:20] in out
+
+
+def test_options_and_files_make_the_config(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "mine.toml").write_text('stages = [0.5, 0.9]\nmax_epochs = 1\ndense_epochs = 1\nties = "magnitude"\n')
+    options = ["--seed", "3", "--reach", "none", "--randomness", "target_ir", "--target-ir", "0.05,0.01"]
+    code, out, err = command("run", "--config", tmp_path / "mine.toml", *options, "--no-controls", "--json")
+    assert code == 0, err
+    (run,) = store.runs(tmp_path / "runs")
+    config = run.config
+    assert (config.stages, config.max_epochs, config.ties, config.seed) == ((0.5, 0.9), 1, "magnitude", 3)
+    assert (config.target_ir, config.reach) == ((0.05, 0.01), None)
+    rows = json.loads(out)["runs"]["randomized"]["stages"]
+    assert [row["stage"] for row in rows] == [0, 1, 2]
+    assert rows[2]["accuracy"] == run.accuracy
+
+
+def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
+    """Ctrl-C in the middle stops cleanly and says how to go on; so does the command it names."""
+    arguments = ["run", *SMALL, "--max-epochs", "6", "--no-controls"]
+    whole = randprune(*arguments, folder=tmp_path / "whole")
+    program = [Path(sys.executable).with_name("randprune"), *arguments]
+    environment = os.environ | {"RANDPRUNE_RUNS": str(tmp_path / "cut")}
+    process = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:  # until it has judged a candidate
+        journals = list((tmp_path / "cut").glob("*/events.jsonl"))
+        if journals and "candidate_scored" in journals[0].read_text():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    folder = re.search(r"randprune resume (\S+)", err).group(1)
+    listed = randprune("runs", folder=tmp_path / "cut")
+    assert "stopped" in listed.stdout
+    resumed = randprune("resume", folder, folder=tmp_path / "cut")
+    assert resumed.returncode == 0, resumed.stderr
+    rows = [[line for line in text.splitlines() if "%" in line] for text in (whole.stdout, resumed.stdout)]
+    assert rows[0] == rows[1]
+    again = randprune("resume", folder, folder=tmp_path / "cut")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "is finished" in again.stderr
+
+
+def test_report_is_written_again(main_job, command):
+    folder, _ = main_job
+    for run in store.runs(folder):
+        path = run.folder / "report.html"
+        path.unlink()
+        code, out, _ = command("report", run.folder)
+        assert code == 0
+        assert "report.html" in out
+        assert path.exists()
 
 
 def test_bench_measures_what_it_names(command):
@@ -60,6 +168,23 @@ def test_bench_measures_what_it_names(command):
     assert rows["paper's loop / random_mask"]["value"] == pytest.approx(loop["value"] / first["value"])
 
 
+def test_claims_pair_the_methods_by_seed():
+    base = RunConfig(stages=(0.5, 0.98), dense_epochs=2, candidates=2)
+    heard = []
+    rows = bench.claims_table(seeds=2, epochs=(1, 2), base=base, tell=lambda done, of: heard.append((done, of)))
+    assert [(row.epochs, row.sparsity) for row in rows] == [(1, 0.5), (1, 0.98), (2, 0.5), (2, 0.98)]
+    assert heard[-1] == (16, 16)
+    _, first = bench._accuracies((("", 0, ""), base.model_copy(update={"max_epochs": 1, "seed": 0})))
+    _, second = bench._accuracies((("", 1, ""), base.model_copy(update={"max_epochs": 1, "seed": 1})))
+    for row, one, two in zip(rows[:2], first, second, strict=True):
+        assert row.means["randomized"] == pytest.approx((one + two) / 2)
+        for other, (mean, half) in row.differences.items():
+            assert mean == pytest.approx(row.means["randomized"] - row.means[other])
+            assert half >= 0
+    # two values d1, d2: the half width is t(0.975, 1) * |d1 - d2| / 2
+    assert bench._mean_and_half_width(torch.tensor([0.1, 0.3]).numpy())[1] == pytest.approx(12.706 * 0.1, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -67,31 +192,44 @@ def test_bench_measures_what_it_names(command):
         (["bench", "--repeats", "0"], ["--repeats", "0"]),
         (["ran"], ["ran", "run"]),
         (["explore"], ["model", "randprune explore --help"]),
-        (["run", "--seed", "one"], ["--seed", "one"]),
+        (["run", "--seed", "one"], ["seed = 'one'", "integer"]),
+        (["run", "--methd", "imp"], ["--methd", "--method"]),
+        (["run", "--method", "imq"], ["method = 'imq'", "Did you mean 'imp'"]),
+        (["run", "--task", "mnits"], ["task = 'mnits'", "digits"]),
+        (["run", "--model", "mlq"], ["model = 'mlq'", "Did you mean 'mlp'"]),
+        (["run", "--model", "no.such:thing"], ["'no.such:thing'", "package.module:function"]),
+        (["run", "--stages", "0.9,0.5"], ["[0.9, 0.5]", "rise strictly"]),
+        (["run", "--stages", "0.5,0.9999"], ["0.9999", "4.weight"]),
+        (["run", "--exclude", "zzz"], ["'zzz'", "0.weight"]),
+        (["run", "--config", "nowhere.toml"], ["nowhere.toml", "TOML"]),
+        (["resume", "nowhere"], ["nowhere", "no run is there"]),
+        (["report", "nowhere"], ["nowhere", "no run is there"]),
     ],
 )
-def test_a_wrong_command_line_is_one_red_line(arguments, words, command):
+def test_a_wrong_command_line_is_one_red_line(arguments, words, command, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path / "runs"))
     code, out, err = command(*arguments)
     assert code == 2
     assert out == ""
     assert len(err.splitlines()) == 1, err
     for word in words:
         assert word in err
+    assert not (tmp_path / "runs").exists()  # refused before anything was made
 
 
 def test_help_needs_no_torch():
     code = "import sys, randprune_lab.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert "explore" in randprune("--help").stdout
+
+
+def test_without_a_command_help_is_shown(command):
+    code, out, err = command()
+    assert (code, err) == (0, "")
+    for name in ("run", "resume", "runs", "report", "explore", "bench"):
+        assert name in out
 
 
 def test_threads_wait_passively():
     code = "import os, randprune_lab.cli; print(os.environ['OMP_WAIT_POLICY'])"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == "PASSIVE"
-
-
-def test_without_a_command_help_is_shown(command):
-    code, out, err = command()
-    assert (code, err) == (0, "")
-    assert "explore" in out

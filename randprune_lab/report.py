@@ -1,0 +1,422 @@
+"""``report.html`` of a run: one file that opens anywhere, offline, without a script, made from the run's files alone.
+
+It tells what stands in the journal, nothing else; a run that is unfinished, or was stopped anywhere, gets one too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from randprune_lab import charts, store
+from randprune_lab.charts import accuracy, sparsity
+from randprune_lab.config import RunConfig
+from randprune_lab.events import (
+    CandidateScored,
+    DenseFinished,
+    EpochFinished,
+    Event,
+    MaskChosen,
+    Resumed,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    Warned,
+)
+
+NOTHING = "-"
+EventT = TypeVar("EventT", bound=Event)
+Staged = TypeVar("Staged", StageStarted, MaskChosen, StageFinished)
+
+
+def write_report(folder: Path, beside: Sequence[Path] = ()) -> Path:
+    """Write ``report.html`` into a run's folder, beside its controls' numbers; returns its path.
+
+    Args:
+        folder: of the run; finished, running or stopped.
+        beside: folders of the runs to compare it with, its controls as a rule.
+
+    Raises:
+        ValueError: in one of the folders is no run.
+    """
+    run, others = _Run.read(Path(folder)), [_Run.read(Path(other)) for other in beside]
+    path = Path(folder) / "report.html"
+    store.write_atomically(path, _page(run, _named(run, others)).encode(errors="replace"))
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the files of a run say."""
+
+    folder: Path
+    config: RunConfig
+    status: str
+    events: list[Event]
+    label: str
+
+    @classmethod
+    def read(cls, folder: Path) -> _Run:
+        summary = store.summary(folder)
+        return cls(folder, summary.config, summary.status, store.story(folder), "this run")
+
+    def all(self, kind: type[EventT]) -> list[EventT]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def last(self, kind: type[EventT]) -> EventT | None:
+        return next(iter(reversed(self.all(kind))), None)
+
+    def by_stage(self, kind: type[Staged]) -> dict[int, Staged]:
+        return {event.stage: event for event in self.all(kind)}
+
+    @property
+    def what(self) -> str:
+        return self.config.control or self.config.method
+
+    def whole(self, kept: int) -> str:
+        """Compression of the whole model."""
+        started = self.last(RunStarted)
+        if started is None:
+            return NOTHING
+        rest = started.parameters - sum(started.prunable.values()) + kept
+        return f"{started.parameters / rest:.1f}x" if rest else NOTHING
+
+    def sparse(self, done: StageFinished) -> str:
+        return sparsity(done.sparsity, self.compression(done))
+
+    def compression(self, done: StageFinished) -> float:
+        """Of the prunable weights."""
+        started = self.last(RunStarted)
+        return sum(started.prunable.values()) / done.kept if started else 1 / (1 - done.sparsity)
+
+
+def _named(run: _Run, others: Iterable[_Run]) -> list[_Run]:
+    """The other runs under names of their own: the control's, if need be with the seed or the folder."""
+    named: list[_Run] = []
+    for other in others:
+        seed = f", seed {other.config.seed}" if other.config.seed != run.config.seed else ""
+        label = f"{other.what}{seed}"
+        taken = {"this run", *(known.label for known in named)}
+        numbered = (label, *(f"{label} ({number})" for number in range(2, len(named) + 3)))
+        named.append(dataclasses.replace(other, label=next(name for name in numbered if name not in taken)))
+    return named
+
+
+def _page(run: _Run, others: list[_Run]) -> str:
+    config = run.config
+    title = f"{config.task}, {config.model}: {run.what}, seed {config.seed}"
+    body = [
+        f"<h1>{_text(title)}</h1>",
+        f'<p class="summary">{_text(_summary(run, others))}</p>',
+        _unfinished(run),
+        _section("Stage by stage", _stage_table(run, others), _accuracy_chart(run, others), _differences(run, others)),
+        _section("Candidates", _candidates(run)),
+        _section("Training", _loss_chart(run)),
+        _section("How to read this", _list(_statements(run)), _ERRATUM),
+        _section("Configuration", _config_table(config)),
+        f"<footer>Made by RandPrune Lab from the files in {_text(run.folder.name)}.</footer>",
+    ]
+    return _FRAME.format(title=_text(title), style=_STYLE, body="\n".join(body))
+
+
+def _summary(run: _Run, others: list[_Run]) -> str:
+    """One sentence that is true at whatever point the run is."""
+    config, dense, done = run.config, run.last(DenseFinished), run.last(StageFinished)
+    start = f"On {config.task}, {config.model} pruned by {config.method} (seed {config.seed})"
+    before = f"; the dense network had {accuracy(dense.test.accuracy)}" if dense else ""
+    if done is None:
+        return f"{start} has finished no stage yet{before} (one seed: not a result)."
+    verb = "ends" if run.status == "finished" else f"stands after {done.stage} of {len(config.stages)} stages"
+    text = (
+        f"{start} {verb} at sparsity {run.sparse(done)} of its prunable weights, {run.whole(done.kept)} for the whole"
+    )
+    text += f" model, with {accuracy(done.test.accuracy)} test accuracy{before}"
+    for other in others:
+        last = other.last(StageFinished)
+        text += f"; {other.label} {_reached(other, last)}"
+    return f"{text} (one seed: not a result)."
+
+
+def _reached(other: _Run, last: StageFinished | None) -> str:
+    if last is None:
+        return "has finished no stage"
+    text = f"has {accuracy(last.test.accuracy)} at sparsity {other.sparse(last)}"
+    return text if other.status == "finished" else f"{text} and is unfinished"
+
+
+def _unfinished(run: _Run) -> str:
+    if run.status == "finished":
+        return ""
+    done = len(run.all(StageFinished))
+    what = "is still running" if run.status == "running" else "was stopped before its end, and can be resumed"
+    last = run.last(EpochFinished)
+    where = f" Its last finished epoch is number {last.epoch} of " if last else " It has finished no epoch."
+    where += ("the dense network." if last.stage == 0 else f"stage {last.stage}.") if last else ""
+    text = f"This run {what}: {done} of {len(run.config.stages)} stages are finished.{where}"
+    return f'<p class="notice"><strong>Unfinished.</strong> {_text(text)}</p>'
+
+
+def _stage_table(run: _Run, others: list[_Run]) -> str:
+    chosen, finished = run.by_stage(MaskChosen), run.by_stage(StageFinished)
+    theirs = [
+        {other.config.stages[stage - 1]: done.test.accuracy for stage, done in other.by_stage(StageFinished).items()}
+        for other in others
+    ]
+    head = ["stage", "sparsity", "whole model", "winner", "ir", "swapped", "samples M", "selection", "test: this run"]
+    head += [f"test: {other.label}" for other in others]
+    rows = []
+    for stage, started in run.by_stage(StageStarted).items():
+        mask, done = chosen.get(stage), finished.get(stage)
+        rows.append(
+            [
+                str(stage),
+                run.sparse(done) if done else sparsity(started.sparsity),
+                run.whole(done.kept) if done else NOTHING,
+                *([_mask(mask.winner), f"{mask.ir:.4f}", _share(mask.swapped)] if mask else [NOTHING] * 3),
+                _range(started.samples.values()) if any(started.candidates) else NOTHING,
+                *([accuracy(done.selection.accuracy), accuracy(done.test.accuracy)] if done else ["unfinished"] * 2),
+                *(_maybe(known.get(run.config.stages[stage - 1])) for known in theirs),
+            ]
+        )
+    if not rows:
+        return "<p>No stage has begun.</p>"
+    dense = [run.last(DenseFinished), *(other.last(DenseFinished) for other in others)]
+    selection = _maybe(dense[0].selection.accuracy if dense[0] else None)
+    scores = [_maybe(score.test.accuracy if score else None) for score in dense]
+    rows.insert(0, ["dense", sparsity(0.0, 1.0), "1.0x", *[NOTHING] * 4, selection, *scores])
+    note = (
+        "Sparsity: share of the prunable weights removed, and their compression; whole model: compression of all "
+        "parameters. ir and swapped: the winner against the plain mask of the same weights. Selection and test: "
+        "accuracy after fine-tuning on the two splits."
+    )
+    return _table(head, rows) + f'<p class="note">{note}</p>'
+
+
+def _accuracy_chart(run: _Run, others: list[_Run]) -> str:
+    rows = [
+        {
+            "run": one.label,
+            "sparsity": done.sparsity,
+            "compression": one.compression(done),
+            "accuracy": done.test.accuracy,
+        }
+        for one in (run, *others)
+        for done in one.all(StageFinished)
+    ]
+    dense = run.last(DenseFinished)
+    if not rows:
+        return ""
+    score = dense.test.accuracy if dense else None
+    return _figure(charts.accuracy_chart(rows, score), charts.accuracy_sentence(rows, score))
+
+
+def _differences(run: _Run, others: list[_Run]) -> str:
+    """Of each run beside this one, the settings that it does not share."""
+    lines = []
+    ours = run.config.model_dump()
+    for other in others:
+        differing = [
+            f"{name} = {_value(value)} (this run: {_value(ours[name])})"
+            for name, value in other.config.model_dump().items()
+            if value != ours[name] and name not in ("group", "control")
+        ]
+        lines.append(f"{other.label} ({other.status}): {'; '.join(differing) or 'the same settings'}.")
+    return "<p>What the runs beside this one do otherwise:</p>" + _list(lines) if lines else ""
+
+
+def _candidates(run: _Run) -> str:
+    scored, chosen = run.all(CandidateScored), run.by_stage(MaskChosen)
+    if not scored:
+        return "<p>No candidates were compared: with one mask a stage there is nothing to judge.</p>"
+    wins = {(stage, mask.winner) for stage, mask in chosen.items()}
+    rows, winners = [], set()
+    for place, event in enumerate(scored):
+        won = (event.stage, event.candidate) in wins
+        winners |= {place} if won else set()
+        score = event.selection
+        judged = [accuracy(score.accuracy), f"{score.loss:.4f}"] if score else [NOTHING, NOTHING]
+        verdict = "winner" if won else f"failed: {event.failed}" if event.failed else ""
+        rows.append(
+            [str(event.stage), _mask(event.candidate), *judged, f"{event.ir:.4f}", _share(event.swapped), verdict]
+        )
+    points = [
+        {
+            "stage": event.stage,
+            "candidate": event.candidate,
+            "accuracy": event.selection.accuracy if event.selection else None,
+            "winner": (event.stage, event.candidate) in wins,
+        }
+        for event in scored
+    ]
+    head = ["stage", "mask", "accuracy that decides", "loss", "ir", "swapped", "verdict"]
+    known = any(point["accuracy"] is not None for point in points)
+    picture = _figure(charts.candidates_chart(points), charts.candidates_sentence(points)) if known else ""
+    table = _table(head, rows, marked=winners, kind="numbers candidates")
+    return f"{picture}<details open><summary>All candidates</summary>{table}</details>"
+
+
+def _loss_chart(run: _Run) -> str:
+    epochs = [event for event in run.all(EpochFinished) if math.isfinite(event.loss)]
+    rows = [{"phase": event.phase, "stage": event.stage, "loss": event.loss} for event in epochs]
+    if not rows:
+        return "<p>No epoch is finished.</p>"
+    distilled = run.config.logit_weight > 0 and any(row["stage"] for row in rows)
+    note = " While fine-tuning, the loss contains the distillation, so it does not compare with the dense network's."
+    return _figure(charts.loss_chart(rows), charts.loss_sentence(rows) + note * distilled)
+
+
+def _statements(run: _Run) -> list[str]:
+    """What the numbers depend on, and what they do not say."""
+    config, started = run.config, run.last(RunStarted)
+    lines = [f"The run said: {event.text}" for event in run.all(Warned)]
+    if config.method != "randomized":
+        lines.append("Each stage had one mask: none was chosen by a score.")
+    if config.select_on == "validation":
+        lines.append(
+            "Whatever was chosen (masks, best epochs) was chosen on the very split that is reported here as test "
+            "(select_on = validation, the paper's way): the reported score is optimistic."
+        )
+    else:
+        lines.append(
+            "Whatever was chosen (masks, best epochs) was chosen on the selection split, a held-out part of the "
+            "training data; the test split decided nothing."
+        )
+    if started:
+        same = "bit for bit the same numbers" if started.deterministic else "numbers that may differ in the last digits"
+        lines.append(
+            f"Deterministic: {'yes' if started.deterministic else 'no'}. The same configuration on the same device "
+            f"model, torch version and number of threads gives {same}."
+        )
+        lines.append(f"Device: {started.device}; torch {started.torch}; threads: {config.threads}.")
+        total = sum(started.prunable.values())
+        lines.append(f"Prunable: {total:,} of {started.parameters:,} parameters ({', '.join(started.prunable)}).")
+    if run.all(Resumed):
+        lines.append("The run was interrupted and resumed; what came twice is told once.")
+    lines.append("One seed: not a result. Only a difference larger than the spread between seeds is one.")
+    lines.append("Sparsity alone makes a network neither smaller nor faster: the zeros are stored and computed with.")
+    return lines
+
+
+def _config_table(config: RunConfig) -> str:
+    rows, changed = [], set()
+    for place, (name, field) in enumerate(RunConfig.model_fields.items()):
+        value = getattr(config, name)
+        changed |= {place} if value != field.default else set()
+        rows.append([name, _value(value), _value(field.default), field.description or ""])
+    table = _table(["setting", "value", "default", "meaning"], rows, marked=changed, kind="words")
+    return table + '<p class="note">Marked: what differs from the default.</p>'
+
+
+def _mask(number: int) -> str:
+    return f"mask {number}" if number else "plain mask"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _maybe(value: float | None) -> str:
+    return NOTHING if value is None else accuracy(value)
+
+
+def _range(values: Iterable[int]) -> str:
+    known = sorted(values)
+    low, high = known[0], known[-1]
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or NOTHING
+    return "none" if value is None else str(value) or NOTHING
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def _list(lines: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
+
+
+def _section(heading: str, *parts: str) -> str:
+    return f"<section><h2>{heading}</h2>{''.join(parts)}</section>"
+
+
+def _table(
+    head: Iterable[str], rows: Iterable[Iterable[str]], *, marked: Iterable[int] = (), kind: str = "numbers"
+) -> str:
+    """Cells are plain text; the rows whose places are ``marked`` stand out."""
+    top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
+    strong = set(marked)
+    lines = [
+        f"<tr{' class=marked' * (place in strong)}>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>"
+        for place, row in enumerate(rows)
+    ]
+    table = f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    return f'<div class="wide" tabindex="0">{table}</div>'
+
+
+def _figure(chart: Any, sentence: str) -> str:
+    return f"<figure>{charts.to_svg(chart)}<figcaption>{_text(sentence)}</figcaption></figure>"
+
+
+_ERRATUM = (
+    '<p>Method: <a href="https://arxiv.org/abs/2310.13183">arXiv 2310.13183</a>. Erratum: section 3.2.2 of the paper '
+    "says randomness grows with M; it falls.</p>"
+)
+_FRAME = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+_STYLE = """
+:root { color-scheme: light dark; --text: #1b1b1b; --soft: #555; --back: #fff; --line: #d5d5d5; --mark: #e3f1fa;
+  --notice: #fff1e0; --link: #0b5c93; }
+@media (prefers-color-scheme: dark) { :root { --text: #e8e8e8; --soft: #b0b0b0; --back: #17191c; --line: #40444a;
+  --mark: #17384d; --notice: #4a3010; --link: #7cc4f5; } }
+@media print { :root { color-scheme: light; --text: #000; --soft: #444; --back: #fff; --line: #bbb; --mark: #e3f1fa;
+  --notice: #fff1e0; --link: #000; } .wide { overflow: visible !important; } table { font-size: 0.68rem !important; }
+  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } }
+body { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; color: var(--text); background: var(--back);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 0.75rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 0.75rem; border-bottom: 1px solid var(--line); padding-bottom: 0.25rem; }
+a { color: var(--link); }
+.summary { font-size: 1.1rem; max-width: 48rem; }
+.notice { background: var(--notice); border-left: 4px solid #d55e00; padding: 0.6rem 0.9rem; }
+.note, figcaption, footer { color: var(--soft); font-size: 0.87rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; line-height: 1.35; overflow-wrap: normal; }
+th, td { padding: 0.3rem 0.45rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
+th { vertical-align: bottom; border-bottom: 2px solid var(--line); }
+.numbers th, .numbers td { text-align: right; }
+.numbers td { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.candidates th:last-child, .candidates td:last-child { text-align: left; white-space: normal; min-width: 8rem; }
+.words td:nth-child(-n+3) { overflow-wrap: anywhere; max-width: 16rem; }
+.words td:first-child { white-space: nowrap; }
+.marked td { background: var(--mark); font-weight: 600; }
+.words .marked td:last-child { font-weight: 400; }
+figure { margin: 1.25rem 0; }
+figure svg { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+  border-radius: 6px; }
+figcaption { margin-top: 0.4rem; max-width: 48rem; }
+summary { cursor: pointer; margin: 0.5rem 0; }
+li { margin: 0.2rem 0; }
+footer { margin-top: 2.5rem; }
+"""

@@ -1,0 +1,198 @@
+"""What a person reads in a terminal: one line of text or of an error, and the tables of each command."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from randprune_lab.bench import Claim, Measurement
+    from randprune_lab.config import RunConfig
+    from randprune_lab.explore import ExploreSettings, TensorRow
+
+USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # what a wrong command line raises
+
+
+def say(text: str, *, error: bool = False, quiet: bool = False) -> None:
+    """A line of text, on standard output or as an ``error`` on the other one."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True) if error else _console()
+    if not quiet:
+        console.print(_printable(text), markup=False)
+
+
+def complain(error: Exception) -> None:
+    """One red line on standard error."""
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(_printable(_one_line(error)), style="red", markup=False, highlight=False)
+
+
+def _one_line(error: Any) -> str:
+    """An error's text without line breaks; of a pydantic one, each field with its rule."""
+    if isinstance(error, USAGE_ERROR):  # its text names the rule, but not what was given
+        command = error.ctx.command_path if error.ctx else "randprune"
+        return f"{error.format_message()} Given: {shlex.join(['randprune', *sys.argv[1:]])}. See {command} --help."
+    if hasattr(error, "errors"):
+        return "; ".join(map(_of_field, error.errors()))
+    return " ".join(str(error).split())
+
+
+def _of_field(part: Mapping[str, Any]) -> str:
+    """What pydantic says of one field. Our own rules name the value themselves, its own do not."""
+    text = str(part["msg"]).removeprefix("Value error, ")
+    name = ".".join(map(str, part["loc"]))
+    return text if part["type"] == "value_error" else f"{name} = {part['input']!r}: {text}. Pass another value."
+
+
+def _printable(text: str) -> str:
+    """Names of tensors and files come from anywhere: what would steer a terminal is shown as a question mark."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def _console() -> Console:
+    """Standard output; wide enough for every table where nobody's window sets a width."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """Valid JSON, whatever numbers are in it."""
+    typer.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: null stands for it."""
+    match value:
+        case dict():
+            return {name: _finite(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_finite(part) for part in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table whose first column may wrap; numbers never do."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    cells = [list(row) for row in rows]
+    for place, column in enumerate(columns):
+        widest = max([len(column), *(len(row[place]) for row in cells)])
+        table.add_column(
+            column,
+            justify="right" if place else "left",
+            overflow="fold",
+            min_width=widest if place else min(widest, 14),
+        )
+    for row in cells:
+        table.add_row(*(Text(_printable(cell), style="red" if cell == "missed" else "") for cell in row))
+    console = _console()
+    console.print(_printable(title), style="bold", markup=False)
+    console.print(table)
+
+
+def print_runs(
+    config: RunConfig, tables: Mapping[str, Sequence[Mapping[str, Any]]], folders: Mapping[str, Path]
+) -> None:
+    """A run's stages, the accuracy of its controls beside it, and where they lie; tables by ``store.stage_table``."""
+    name, *others = tables
+    title = f"{config.task}, {config.model}, {name}, seed {config.seed}: accuracy on the split that decides nothing"
+    rows = []
+    for place, row in enumerate(tables[name]):
+        plain = row["winner"] == 0
+        rows.append(
+            (
+                str(row["stage"]) if row["stage"] else "dense",
+                f"{row['sparsity']:.4f}",
+                f"{row['compression']:.1f}x",
+                f"{row['whole_model']:.1f}x",
+                "" if row["winner"] is None else "plain" if plain else f"mask {row['winner']}",
+                "" if row["winner"] is None else f"{row['ir']:.4f}",
+                "" if row["winner"] is None else f"{row['swapped']:.1%}",
+                "" if plain or not row["samples"] else row["samples"],
+                f"{row['accuracy']:.1%}",
+                *(f"{tables[other][place]['accuracy']:.1%}" for other in others),
+            )
+        )
+    columns = ("stage", "sparsity", "prunable", "model", "winner", "ir", "swapped", "M", name, *others)
+    print_table(title, columns, rows)
+    say("prunable, model: compression of the prunable weights and of the whole model.")
+    say("ir, swapped: the winner against the plain mask of the same weights. M: masks drawn and added up.")
+    for label, folder in folders.items():
+        say(f"{label}: {folder} (report.html, model/)")
+    if others:
+        say("One seed, an illustration: `randprune bench --claims` runs ten.")
+
+
+def print_tensors(model: str, settings: ExploreSettings, rows: Iterable[TensorRow]) -> None:
+    """The matrices of a checkpoint."""
+    title = f"{model} at sparsity {settings.sparsity:g} ({1 / (1 - settings.sparsity):.3g}x), T = {settings.power:g}"
+    title += f", r = {settings.reach:g}" if settings.reach else ", no reach"
+    columns = ["tensor", "weights", "tau", "near tau", "M", "ir", "swapped"] + ["ir drawn"] * bool(settings.draw)
+    cells = [
+        [
+            row.name,
+            f"{row.n:,}",
+            "-" if row.threshold is None else f"{row.threshold:.4g}",
+            f"{row.near_threshold:.1%}",
+            f"{row.samples:,}",
+            f"{row.expected_ir:.5f}",
+            f"{row.swapped:.2%}",
+            *([_mean_and_spread(row.drawn_ir)] if settings.draw else []),
+        ]
+        for row in rows
+    ]
+    print_table(title, columns, cells)
+    say(
+        "tau: the smallest magnitude that the plain mask keeps. near tau: weights from 2/3 tau to 4/3 tau. "
+        "M: masks drawn and added up. ir, swapped: expected, in closed form."
+        + (f" ir drawn: of {settings.draw} masks, mean ± standard deviation." if settings.draw else "")
+    )
+
+
+def _mean_and_spread(values: tuple[float, ...]) -> str:
+    if math.inf in values:
+        return "inf"
+    mean = f"{statistics.mean(values):.5f}"
+    return f"{mean} ± {statistics.stdev(values):.0e}" if len(values) > 1 else mean
+
+
+def print_bench(where: str, rows: list[Measurement]) -> None:
+    """What was measured, beside what it should reach."""
+    verdicts = {None: "", True: "reached", False: "missed"}
+    cells = [(row.name, f"{row.value:,.4g} {row.unit}", row.target or "", verdicts[row.reached]) for row in rows]
+    title = f"768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach ({where})"
+    print_table(title, ("what", "measured", "target", ""), cells)
+
+
+def print_claims(seeds: int, rows: list[Claim]) -> None:
+    """Accuracies by budget and sparsity, and the paired differences."""
+    cells = [
+        (
+            str(row.epochs),
+            f"{row.sparsity:.4f}",
+            *(f"{100 * mean:.1f}" for mean in row.means.values()),
+            *(f"{100 * mean:+.1f} ± {100 * half:.1f}" for mean, half in row.differences.values()),
+        )
+        for row in rows
+    ]
+    first = rows[0]
+    columns = ("epochs", "sparsity", *first.means, *(f"- {other}" for other in first.differences))
+    title = f"digits, mlp, {seeds} seeds: mean test accuracy (%); randomized minus the others, paired, 95 % intervals"
+    print_table(title, columns, cells)
+    say(
+        "epochs: of fine-tuning a stage (imp-matched trains as many more as judging takes). At few epochs part of "
+        "every gap is under-training."
+    )
