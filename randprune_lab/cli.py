@@ -228,11 +228,16 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
+    def tell(self, text: str) -> None:
+        """A line above the bar."""
+        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def follow(self, folder: Path, config: RunConfig, events: Iterator[Event]) -> None:
         """Show a run until it ends. When it is stopped or fails, say how to go on."""
         name, stages = config.control or config.method, len(config.stages)
         hint = f"Go on with: randprune resume {shlex.quote(str(folder))}"
-        say(f"{name}: {folder}", error=True, quiet=self.quiet)
+        if not self.quiet:
+            self.tell(f"{name}: {folder}")
         try:
             for event in events:
                 match event.to_json():
@@ -243,7 +248,7 @@ class _Display:
                     case {"kind": "epoch_finished", "stage": stage, "epoch": epoch}:
                         doing = f"stage {stage} of {stages}, epoch {epoch} of {config.max_epochs}"
                     case {"kind": "warned", "text": text}:
-                        say(f"warning: {text}", error=True)
+                        self.tell(f"warning: {text}")
                         continue
                     case _:
                         continue

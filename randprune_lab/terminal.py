@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # what a wrong command line raises
 
 
-def say(text: str, *, error: bool = False, quiet: bool = False) -> None:
+def say(text: str, *, error: bool = False) -> None:
     """A line of text, on standard output or as an ``error`` on the other one."""
     console = Console(stderr=True, highlight=False, soft_wrap=True) if error else _console()
-    if not quiet:
-        console.print(_printable(text), markup=False)
+    console.print(_printable(text), markup=False)
 
 
 def complain(error: Exception) -> None:
@@ -100,7 +99,7 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
         table.add_row(*(Text(_printable(cell), style="red" if cell == "missed" else "") for cell in row))
     console = _console()
     console.print(_printable(title), style="bold", markup=False)
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else 200)  # nothing is clipped in a file
 
 
 def print_runs(
@@ -189,7 +188,8 @@ def print_claims(seeds: int, rows: list[Claim]) -> None:
         for row in rows
     ]
     first = rows[0]
-    columns = ("epochs", "sparsity", *first.means, *(f"- {other}" for other in first.differences))
+    shown = {name: name.removeprefix("randomized-") for name in first.means}
+    columns = ("epochs", "sparsity", *shown.values(), *(f"- {shown[other]}" for other in first.differences))
     title = f"digits, mlp, {seeds} seeds: mean test accuracy (%); randomized minus the others, paired, 95 % intervals"
     print_table(title, columns, cells)
     say(

@@ -154,7 +154,7 @@ def test_random_pruning_without_selection_takes_the_first_random_mask():
     assert not of(said, CandidateScored)
     assert {e.winner for e in of(said, MaskChosen)} == {1}
     assert all(e.ir > 0 for e in of(said, MaskChosen))
-    first = [e for e in events(tiny(), **tiny_parts()) if isinstance(e, CandidateScored) and e.candidate == 1][0]
+    first = next(e for e in events(tiny(), **tiny_parts()) if isinstance(e, CandidateScored) and e.candidate == 1)
     assert of(said, MaskChosen)[0].ir == first.ir  # the very mask that the randomized method judges
 
 
@@ -311,8 +311,7 @@ def test_nan_in_fine_tuning_ends_the_run(monkeypatch):
     monkeypatch.setattr(Teacher, "loss", spoiled)
     said = []
     with pytest.raises(Diverged, match=r"in fine-tuning of stage 2 at step 0, learning rate 0\.01\."):
-        for item in engine.prune(tiny(), **tiny_parts()):
-            said.append(item)
+        said.extend(engine.prune(tiny(), **tiny_parts()))
     assert len(of(said, StageFinished)) == 1
 
 
@@ -626,8 +625,6 @@ def test_a_device_that_is_not_there_is_refused():
 
 def test_checkpoints_that_do_not_fit_are_refused():
     config = small()
-    ours = config.model_dump(mode="json")
-    refused("finished: there is nothing to resume", config, resume=Checkpoint(Progress("finished", 2), {}, config=ours))
     other = Checkpoint(Progress(), {}, config=small(seed=1, samples=5).model_dump(mode="json"))
     refused("another samples, seed. Resume with that run's own", config, resume=other)
     own = tiny().model_dump(mode="json") | {"model": "object", "task": "object"}

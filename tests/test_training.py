@@ -169,7 +169,7 @@ class Recorder(nn.Module):
         return self.rest(kept)
 
 
-def recorded(phases, **settings):
+def recorded(**settings):
     """(phase, stage) -> a list of its instances, each a list of (rows, dropped) a step."""
     task = tiny_task()
     rows = torch.arange(1, len(task.train) + 1)
@@ -193,8 +193,8 @@ def recorded(phases, **settings):
     return found
 
 
-def test_dropout_and_batches_are_the_same_for_all_candidates_and_differ_between_steps(phases):
-    found = recorded(phases, emep_epochs=2)
+def test_dropout_and_batches_are_the_same_for_all_candidates_and_differ_between_steps():
+    found = recorded(emep_epochs=2)
     steps = math.ceil(72 / 16)
     for stage in (1, 2):
         first, *others = found["emep", stage]
@@ -209,12 +209,12 @@ def test_dropout_and_batches_are_the_same_for_all_candidates_and_differ_between_
     assert 0.4 < torch.stack(full).double().mean() < 0.6
 
 
-def test_an_epoch_sees_every_row_once_in_an_order_of_seed_stage_phase_and_epoch(phases):
+def test_an_epoch_sees_every_row_once_in_an_order_of_seed_stage_phase_and_epoch():
     def orders(**settings):
         steps = math.ceil(72 / 16)
         return {
             (name, stage, epoch): [row for rows, _ in parts[0][epoch * steps : (epoch + 1) * steps] for row in rows]
-            for (name, stage), parts in recorded(phases, **settings).items()
+            for (name, stage), parts in recorded(**settings).items()
             for epoch in range(len(parts[0]) // steps)
         }
 
@@ -263,7 +263,7 @@ def test_a_dense_network_that_diverges_ends_the_run():
 
 
 @pytest.mark.parametrize("bad_step", [0, 1, 7, 50, 51, 67])
-def test_the_first_bad_step_is_named(monkeypatch, phases, bad_step):
+def test_the_first_bad_step_is_named(monkeypatch, bad_step):
     """The loss is looked at only now and then; the step that is named is where it went wrong all the same."""
     step = {"at": -1}
     loss = Teacher.loss
@@ -290,8 +290,7 @@ def test_a_candidate_whose_last_step_ruins_the_weights_has_no_score():
     said = []
     stream = engine.prune(small(emep_learning_rate=1e30, batch_size=2000, stages=(0.5,), candidates=2))
     with pytest.raises(Diverged, match=r"every candidate failed.*learning rate 1e\+30"):
-        for item in stream:
-            said.append(item)
+        said.extend(stream)
     scored = [event for event in said if isinstance(event, CandidateScored)]
     assert [event.selection for event in scored] == [None, None]
 
