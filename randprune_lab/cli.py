@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -201,6 +201,12 @@ def _planned(config: RunConfig) -> int:
     return config.dense_epochs + len(config.stages) * (judging + config.max_epochs)
 
 
+def _named(sizes: Mapping[str, int], most: int = 6) -> str:
+    """The first names with their numbers of weights."""
+    names = [f"{name} ({size:,})" for name, size in sizes.items()]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _epochs_of(event: Event, config: RunConfig) -> int:
     return {"epoch_finished": 1, "candidate_scored": config.emep_epochs}.get(event.kind, 0)
 
@@ -228,16 +234,17 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def tell(self, text: str) -> None:
-        """A line above the bar."""
+    def tell(self, text: str, *, quietly: bool = False) -> None:
+        """A line above the bar; ``quietly`` not where only JSON is wanted."""
+        if quietly and self.quiet:
+            return
         self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def follow(self, folder: Path, config: RunConfig, events: Iterator[Event]) -> None:
         """Show a run until it ends. When it is stopped or fails, say how to go on."""
         name, stages = config.control or config.method, len(config.stages)
         hint = f"Go on with: randprune resume {shlex.quote(str(folder))}"
-        if not self.quiet:
-            self.tell(f"{name}: {folder}")
+        self.tell(f"{name}: {folder}", quietly=True)
         try:
             for event in events:
                 match event.to_json():
@@ -247,6 +254,9 @@ class _Display:
                         doing = f"dense, epoch {epoch} of {config.dense_epochs}"
                     case {"kind": "epoch_finished", "stage": stage, "epoch": epoch}:
                         doing = f"stage {stage} of {stages}, epoch {epoch} of {config.max_epochs}"
+                    case {"kind": "run_started", "prunable": prunable}:
+                        self.tell(f"prunes {len(prunable)} of its tensors: {_named(prunable)}", quietly=True)
+                        continue
                     case {"kind": "warned", "text": text}:
                         self.tell(f"warning: {text}")
                         continue
