@@ -7,6 +7,7 @@ The algorithm as printed rewinds after its loop over the candidates; every candi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Generator, Iterator
 
 import torch
@@ -39,6 +40,7 @@ from randprune_lab.masks import (
     model_randomness,
     model_swapped,
     pack,
+    samples_of,
     stage_masks,
     unpack,
 )
@@ -93,7 +95,11 @@ def _steps(run: _Run) -> Said:
 
 def best(scores: list[CandidateScored]) -> int:
     """The winner: best accuracy; equal: lower loss; still equal: the earlier, so that the deterministic mask wins."""
-    judged = [(s.selection.accuracy, -s.selection.loss, -s.candidate) for s in scores if s.selection is not None]
+    judged = [
+        (score.selection.accuracy, -score.selection.loss, -score.candidate)
+        for score in scores
+        if score.selection is not None and math.isfinite(score.selection.loss)
+    ]
     if not judged:
         raise Diverged(f"every candidate failed; the first: {scores[0].failed}")
     return -max(judged)[2]
@@ -256,7 +262,7 @@ class _Run:
         ):
             done = self.progress
             loss = phase.epoch(done.epoch)
-            score = self.session.evaluate(self.session.deciding_split)
+            score = phase.score(done.epoch)
             self.progress = dataclasses.replace(done, epoch=done.epoch + 1)
             better = (score.accuracy, -score.loss) > (done.best_accuracy, -done.best_loss)
             if patience is not None and better:
@@ -286,7 +292,7 @@ class _Run:
             "best": self.best,
         }
         tensors = {
-            f"{part}.{name}": tensor.detach().to("cpu", copy=True)
+            f"{part}.{name}": tensor.detach().to("cpu", copy=True).contiguous()
             for part, named in parts.items()
             for name, tensor in named.items()
         }
@@ -341,9 +347,11 @@ def _check_fit(session: Session) -> None:
 
 
 def _check_schedule(config: RunConfig, sizes: dict[str, int]) -> None:
-    """No stage may empty a tensor (layer scope) or everything (global scope)."""
+    """No stage may empty a tensor (layer scope) or everything (global scope), or draw more than can be drawn."""
     parts = sizes if config.scope == "layer" else {"the whole model": sum(sizes.values())}
     for name, size in parts.items():
+        for sparsity in config.stages:
+            samples_of(size, sparsity, config)
         if keep_count(size, config.stages[-1]) == 0:
             raise ValueError(
                 f"stages end at {config.stages[-1]}: nothing of {name} ({size} weights) would be kept. "

@@ -25,7 +25,7 @@ def one_after_another(
             phase = Phase(session, "emep", stage, draw(candidate), lambda _: config.early_learning_rate)
             for epoch in range(config.emep_epochs):
                 phase.epoch(epoch)
-            score = session.evaluate(session.deciding_split)
+            score = phase.score(config.emep_epochs - 1)
         except Diverged as error:
             failed = str(error)
         finally:

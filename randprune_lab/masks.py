@@ -49,13 +49,8 @@ def stage_masks(
         alive = {EVERYTHING: flatten(alive)}
     sparsity = config.stages[stage - 1]
     clamped: list[str] = []
-    samples = {name: _samples(weight.numel(), sparsity, config) for name, weight in weights.items()}
+    samples = {name: samples_of(weight.numel(), sparsity, config) for name, weight in weights.items()}
     power = {name: _power(name, weights[name], alive[name], stage, config, clamped) for name in weights}
-    if whole and config.sampler == "exact" and len(weights[EVERYTHING]) * samples[EVERYTHING] > MOST_DRAWN:
-        raise ValueError(
-            f"sampler = 'exact' in global scope would draw {len(weights[EVERYTHING]):,} weights "
-            f"{samples[EVERYTHING]:,} times: at most 2**26 together. Use sampler='fast', or fewer samples."
-        )
     samplers: dict[str, Callable[[torch.Generator], Tensor]] = {}
 
     def draw(candidate: int) -> Masks:
@@ -81,10 +76,21 @@ def stage_masks(
     return StageMasks(samples, power, tuple(clamped), draw)
 
 
-def _samples(size: int, sparsity: float, config: RunConfig) -> int:
+def samples_of(size: int, sparsity: float, config: RunConfig) -> int:
+    """M of a tensor (or, in global scope, of everything) of ``size`` weights.
+
+    Raises:
+        ValueError: more than can be drawn.
+    """
+    samples = config.samples
     if config.randomness in ("decrease", "increase"):
-        return samples_for_ratio(config.sampling_ratio, size, sparsity, config.randomness)  # type: ignore[arg-type]
-    return config.samples
+        samples = samples_for_ratio(config.sampling_ratio, size, sparsity, config.randomness)  # type: ignore[arg-type]
+    if config.scope == "global" and config.sampler == "exact" and size * samples > MOST_DRAWN:
+        raise ValueError(
+            f"sampler = 'exact' in global scope would draw {size:,} weights {samples:,} times: at most 2**26 together. "
+            "Use sampler='fast', or fewer samples."
+        )
+    return samples
 
 
 def _power(name: str, weight: Tensor, alive: Tensor, stage: int, config: RunConfig, clamped: list[str]) -> float:

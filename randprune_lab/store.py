@@ -101,18 +101,23 @@ def record(folder: str | Path, stream: Iterator[Event | Checkpoint]) -> Iterator
 
 def _record(folder: Path, stream: Iterator[Event | Checkpoint]) -> Iterator[Event]:
     journal = folder / "events.jsonl"
-    lines = _mend(journal)
+    for orphan in folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+        orphan.unlink(missing_ok=True)
+    lines, resumed = _mend(journal), False
     with contextlib.closing(stream), journal.open("a", encoding="utf-8") as file:  # type: ignore[type-var]
         for item in stream:
             if isinstance(item, Checkpoint):
                 _save(folder, item, lines)
                 continue
-            if isinstance(item, RunStarted) and not (folder / "config.json").exists():
-                if lines:
-                    raise ValueError(f"{folder}: is not empty. Pass a new folder, or resume the run in it.")
+            if isinstance(item, Resumed):
+                if not lines:
+                    raise ValueError(
+                        f"{folder}: no run is there to go on with. Pass the folder of the checkpoint's run."
+                    )
+                resumed = True
+            elif isinstance(item, RunStarted) and not resumed:
+                _refuse_occupied(folder, item)
                 write_atomically(folder / "config.json", json.dumps(item.config, indent=2))
-            elif isinstance(item, RunStarted) and not isinstance(_last(folder), Resumed):
-                raise ValueError(f"{folder}: holds a run already. Pass a new folder, or resume that run.")
             file.write(json.dumps({"time": round(time.time(), 3), **item.to_json()}) + "\n")
             file.flush()
             lines += 1
@@ -131,9 +136,15 @@ def _mend(journal: Path) -> int:
     return whole.count(b"\n")
 
 
-def _last(folder: Path) -> Event | None:
-    events = _lines(folder)
-    return events[-1] if events else None
+def _refuse_occupied(folder: Path, start: RunStarted) -> None:
+    """A new run wants a folder of its own; one that was killed before it had said a word may begin again."""
+    found = [path for path in folder.iterdir() if path.name not in (".lock", "events.jsonl")]
+    started = (folder / "events.jsonl").stat().st_size > 0
+    config = folder / "config.json"
+    if not started and found == [config] and config.read_text() == json.dumps(start.config, indent=2):
+        return
+    if started or found:
+        raise ValueError(f"{folder}: is not empty. Pass a new folder, or resume the run that is in it.")
 
 
 def _lines(folder: Path) -> list[Event]:
@@ -142,17 +153,30 @@ def _lines(folder: Path) -> list[Event]:
     if not journal.exists():
         return []
     lines = journal.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is unfinished
-    return [from_json(json.loads(line)) for line in lines]
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{journal}: line {number} is damaged ({error!r}). Restore the file, or run anew."
+            ) from error
+    return events
 
 
 def story(folder: str | Path) -> list[Event]:
     """The events of a run as one consistent story: without those that came again after a resume."""
+    return [event for _, event in _told(_lines(Path(folder)))]
+
+
+def _told(events: list[Event]) -> list[tuple[int, Event]]:
+    """The events that stand, with their numbers."""
     told: list[tuple[int, Event]] = []
-    for number, event in enumerate(_lines(Path(folder))):
+    for number, event in enumerate(events):
         if isinstance(event, Resumed):
             told = [(earlier, said) for earlier, said in told if earlier < event.supersedes]
         told.append((number, event))
-    return [event for _, event in told]
+    return told
 
 
 def read_config(folder: str | Path) -> RunConfig:
@@ -164,7 +188,11 @@ def read_config(folder: str | Path) -> RunConfig:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no run is there (no config.json). See randprune runs for those that are.")
-    return RunConfig.model_validate_json(path.read_text())
+    try:
+        return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: is no configuration of a run ({reason}). Restore it, or run anew.") from error
 
 
 def last_checkpoint(folder: str | Path) -> Checkpoint | None:
@@ -176,11 +204,11 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
         ValueError: the run is finished.
     """
     folder = Path(folder)
-    _mend(folder / "events.jsonl")
     events = _lines(folder)
     if not events:
         return None
-    if any(isinstance(event, RunFinished) for event in story(folder)):
+    told = _told(events)
+    if any(isinstance(event, RunFinished) for _, event in told):
         raise ValueError(f"{folder}: the run is finished, there is nothing to resume. Start another one.")
     config = read_config(folder).model_dump(mode="json")
     damaged: list[str] = []
@@ -191,30 +219,29 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             damaged.append(path.name)
             continue
-        after = _judged(events, stands, progress)
+        after = _judged(told, stands, progress)
         return Checkpoint(
             progress=progress,
             tensors=tensors,
             dense={name[6:]: tensor for name, tensor in dense.items() if name.startswith("model.")},
-            scores=tuple(event for event in after if isinstance(event, CandidateScored)),
-            announced=bool(after),
-            events=stands + len(after),
+            scores=tuple(event for _, event in after if isinstance(event, CandidateScored)),
+            announced=any(isinstance(event, StageStarted) for _, event in after),
+            events=after[-1][0] + 1 if after else stands,
             damaged=tuple(damaged),
             config=config,
         )
     return Checkpoint(Progress(), {}, damaged=tuple(damaged), config=config)
 
 
-def _judged(events: list[Event], stands: int, progress: Progress) -> list[Event]:
+def _judged(told: list[tuple[int, Event]], stands: int, progress: Progress) -> list[tuple[int, Event]]:
     """The events after a stage boundary that stand: candidates, once judged, are not judged again."""
-    after: list[Event] = []
-    if progress.phase == "scoring":
-        for event in events[stands:]:
-            if isinstance(event, Resumed) and not after:
-                return []
-            if not isinstance(event, StageStarted | Warned | CandidateScored):
-                break
-            after.append(event)
+    after: list[tuple[int, Event]] = []
+    for number, event in told:
+        if progress.phase != "scoring" or number < stands or isinstance(event, Resumed):
+            continue
+        if not isinstance(event, StageStarted | Warned | CandidateScored):
+            break
+        after.append((number, event))
     return after
 
 
@@ -222,10 +249,11 @@ def _dense(folder: Path, progress: Progress) -> dict[str, Tensor]:
     """The dense network, which every later stage learns from."""
     if progress.phase == "dense":
         return {}
-    path = next((path for path in _checkpoints(folder) if path.stem.endswith("-stage0")), None)
-    if path is None:
-        raise ValueError("the checkpoint of the dense network is missing")
-    return _load(path)[2]
+    for path in reversed(_checkpoints(folder)):
+        if path.stem.endswith("-stage0"):
+            with contextlib.suppress(SafetensorError, OSError, ValueError, KeyError, TypeError):
+                return _load(path)[2]
+    raise ValueError("no checkpoint of the dense network can be read")
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -238,20 +266,18 @@ def _save(folder: Path, checkpoint: Checkpoint, lines: int) -> None:
     boundary = progress.phase in BOUNDARIES
     stage = progress.stage - (progress.phase == "scoring")
     what = f"stage{stage}" if boundary else f"{progress.phase}{stage}-epoch{progress.epoch}"
-    metadata = {
-        "progress": json.dumps(dataclasses.asdict(progress)),
-        "events": str(lines),
-        "checksum": _checksum(checkpoint.tensors),
-    }
+    metadata = {"progress": json.dumps(dataclasses.asdict(progress)), "events": str(lines)}
+    metadata["checksum"] = _checksum(checkpoint.tensors, metadata)
     existing = _checkpoints(folder)
     number = int(existing[-1].name.split("-")[0]) + 1 if existing else 0
-    path = folder / "checkpoints" / f"{number:06d}-{what}.safetensors"
-    write_atomically(path, save(checkpoint.tensors, metadata))
+    # What belongs to a stage comes first: once its checkpoint is there, the stage is over and nothing is written again.
     if boundary:
         write_atomically(folder / "histograms" / f"{stage}.json", json.dumps(_histograms(checkpoint.tensors)))
     if progress.phase == "finished":
         model = {name[6:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model.")}
         write_atomically(folder / "model" / "model.safetensors", save(model, {"format": "pt"}))
+    path = folder / "checkpoints" / f"{number:06d}-{what}.safetensors"
+    write_atomically(path, save(checkpoint.tensors, metadata))
     _clear(folder, keep_all=json.loads((folder / "config.json").read_text())["keep_stages"] == "all")
 
 
@@ -269,13 +295,13 @@ def _load(path: Path) -> tuple[Progress, int, dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    if _checksum(tensors) != metadata["checksum"]:
+    if _checksum(tensors, metadata) != metadata["checksum"]:
         raise ValueError(f"{path}: its checksum does not fit")
     return Progress(**json.loads(metadata["progress"])), int(metadata["events"]), tensors
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.blake2b(f"{metadata['progress']} {metadata['events']}".encode(), digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -348,8 +374,11 @@ class RunSummary:
 
 def runs(parent: Path | None = None) -> list[RunSummary]:
     """All runs of a folder, oldest first; what is no run is passed over."""
-    folders = sorted(path.parent for path in (parent or runs_folder()).glob("*/config.json"))
-    return [summary(folder) for folder in folders]
+    found = []
+    for path in sorted((parent or runs_folder()).glob("*/config.json")):
+        with contextlib.suppress(ValueError, OSError):
+            found.append(summary(path.parent))
+    return found
 
 
 def summary(folder: Path) -> RunSummary:

@@ -79,7 +79,7 @@ class Phase:
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=learning_rate(0), weight_decay=session.config.weight_decay, fused=True
         )
-        self._apply(self.pruned)
+        self._mask()
 
     def epoch(self, number: int) -> float:
         """Train epoch ``number`` (from 0); the mean loss of its batches.
@@ -113,15 +113,31 @@ class Phase:
         self.optimizer.zero_grad()
         session.accelerator.backward(loss)
         self.optimizer.step()
-        states = [self.optimizer.state[parameter] for parameter in self.pruned]
-        self._apply(self.pruned, *([state[moment] for state in states] for moment in ("exp_avg", "exp_avg_sq")))
+        self._mask()
         return loss.detach()
 
     @torch.no_grad()
-    def _apply(self, *tensors: list[Tensor]) -> None:
-        for group in tensors:
-            if group:
-                torch._foreach_mul_(group, self.factors)
+    def _mask(self) -> None:
+        """Zero what lies outside the masks. A layer that is frozen or unused has no moments."""
+        tensors, factors = list(self.pruned), list(self.factors)
+        for parameter, factor in zip(self.pruned, self.factors, strict=True):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if moment in self.optimizer.state.get(parameter, {}):
+                    tensors.append(self.optimizer.state[parameter][moment])
+                    factors.append(factor)
+        if tensors:
+            torch._foreach_mul_(tensors, factors)
+
+    def score(self, epoch: int) -> Score:
+        """On the deciding split, after epoch ``epoch`` (from 0).
+
+        Raises:
+            Diverged: the last step ruined the weights; the loss of training has not seen that.
+        """
+        score = self.session.evaluate(self.session.deciding_split)
+        if not math.isfinite(score.loss):
+            raise self._diverged((epoch + 1) * self.session.steps_per_epoch - 1)
+        return score
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         config, train = self.session.config, self.session.task.train
@@ -133,10 +149,13 @@ class Phase:
         finite = torch.isfinite(torch.stack(losses)).tolist()
         if not all(finite):
             first = step - len(finite) + 1 + finite.index(False)
-            raise Diverged(
-                f"the loss became NaN or infinite in {self.name} of stage {self.stage} at step {first}, learning rate "
-                f"{self.learning_rate(first):g}. Lower the learning rate, or use precision='no'."
-            )
+            raise self._diverged(first)
+
+    def _diverged(self, step: int) -> Diverged:
+        return Diverged(
+            f"the loss became NaN or infinite in {self.name} of stage {self.stage} at step {step}, learning rate "
+            f"{self.learning_rate(step):g}. Lower the learning rate, or use precision='no'."
+        )
 
     def state(self) -> dict[str, Tensor]:
         """The optimizer's tensors, "NAME.KEY"."""

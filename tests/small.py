@@ -1,5 +1,6 @@
 """Small runs for the tests of the engine, the store and resuming: seconds, not minutes."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -79,8 +80,7 @@ def stop_after(folder: Path, config: RunConfig, items: int, **parts) -> None:
 
     def first():
         try:
-            for _ in range(items):
-                yield next(stream)
+            yield from itertools.islice(stream, items)
         finally:
             stream.close()
 

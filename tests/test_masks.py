@@ -201,6 +201,20 @@ def test_target_ir_is_hit(scope):
         assert abs(found.mean() - 0.02) < max(5 * error, 0.01 * 0.02)  # the closed form itself is within 1 %
 
 
+def test_target_ir_is_hit_with_ties_by_magnitude_or_refused():
+    """power_for_ir is for random ties; whoever asks for the other rule must not silently get another ir."""
+    weights = {"a": torch.randn(20_000, generator=torch.Generator().manual_seed(0))}
+    try:
+        config = small(randomness="target_ir", target_ir=0.02, ties="magnitude")
+    except ValueError:
+        return
+    masks = stage_masks(weights, all_alive(weights), 2, config)
+    plain = masks.draw(0)["a"]
+    found = np.array([introduced_randomness(masks.draw(candidate)["a"], plain) for candidate in range(1, 31)])
+    error = found.std(ddof=1) / len(found) ** 0.5
+    assert abs(found.mean() - 0.02) < max(5 * error, 0.01 * 0.02)
+
+
 @pytest.mark.parametrize("target", [50.0, 1e-12])
 def test_a_target_out_of_reach_is_clamped_and_said(target):
     weights = some_weights()

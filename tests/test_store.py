@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -35,7 +36,6 @@ from randprune_lab.checks import keep_count
 from randprune_lab.events import CandidateScored, Checkpoint, EpochFinished, Resumed, RunStarted, StageFinished, Warned
 
 STAGES3 = {"stages": (0.3, 0.6, 0.9)}
-ITEMS = 32  # of a run of two stages
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def test_what_is_in_the_folder(finished):
 def test_no_pickle_anywhere(finished):
     assert {path.suffix for path in finished.rglob("*") if path.is_file()} <= {".json", ".jsonl", ".safetensors", ""}
     for path in Path(randprune_lab.__file__).parent.rglob("*.py"):
-        text = path.read_text().replace("torch.load(file, weights_only=True)", "")  # advice in an error's text
-        assert not [word for word in ("torch.save", "torch.load", "import pickle", "joblib.dump") if word in text], path
+        code = re.sub(r'"[^"\n]*"', "", path.read_text())  # an error's text gives advice on torch.load
+        assert not re.search(r"\btorch\.(save|load)\(|import pickle|import joblib", code), path
 
 
 def test_weights_on_disk_are_zero_outside_the_masks_and_the_counts_are_those_reported(finished):
@@ -174,7 +174,7 @@ def test_networks_of_any_layout_and_type_are_saved(tmp_path, layout):
 
 @pytest.mark.parametrize(("keep", "stages"), [("all", {0, 1, 2, 3}), ("last", {0, 2, 3})])
 def test_keep_stages(tmp_path, keep, stages):
-    """"last" keeps one stage more than the last: it stands in should that one be damaged."""
+    """ "last" keeps one stage more than the last: it stands in should that one be damaged."""
     go_on(tmp_path, tiny(keep_stages=keep, **STAGES3), **tiny_parts())
     names = [path.stem.split("-", 1)[1] for path in checkpoint_files(tmp_path)]
     assert {int(name.removeprefix("stage")) for name in names if name.startswith("stage")} == stages
@@ -196,7 +196,7 @@ def test_a_half_written_line_is_ignored_and_cut_off(tmp_path, whole):
 
 
 def test_the_story_after_one_and_after_two_resumes(tmp_path, whole):
-    for items in (13, 9, 12):
+    for items in (13, 9, 6):
         stop_after(tmp_path, tiny(), items, **tiny_parts())
         said = told(tmp_path)
         assert said == whole[0][: len(said)]  # a beginning of the undisturbed story, without gaps or repetitions
@@ -206,7 +206,9 @@ def test_the_story_after_one_and_after_two_resumes(tmp_path, whole):
     scored = [(event.stage, event.candidate) for event in story if isinstance(event, CandidateScored)]
     epochs = [(event.phase, event.stage, event.epoch) for event in story if isinstance(event, EpochFinished)]
     assert scored == [(stage, candidate) for stage in (1, 2) for candidate in (0, 1, 2)]
-    assert epochs == [(phase, s, e) for phase, s in (("dense", 0), ("fine-tuning", 1), ("fine-tuning", 2)) for e in (1, 2)]
+    assert epochs == [
+        (phase, s, e) for phase, s in (("dense", 0), ("fine-tuning", 1), ("fine-tuning", 2)) for e in (1, 2)
+    ]
     assert len([record for record in journal(tmp_path) if record["kind"] == "resumed"]) == 3
 
 
@@ -260,27 +262,26 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path, whole, damage, i
     assert ends_like(tmp_path, whole)
 
 
-def test_any_flipped_byte_is_noticed_or_harmless(tmp_path, whole):
-    """200 places at random, half of them in the header: the checkpoint that comes back is never a wrong one."""
+def test_any_flipped_bit_is_noticed_or_harmless(tmp_path):
+    """One bit of each byte of the metadata, and of 150 others: what comes back is never a wrong checkpoint."""
     stop_after(tmp_path, tiny(), 15, **tiny_parts())
     path = checkpoint_files(tmp_path)[-1]
     good, content = store.last_checkpoint(tmp_path), path.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
     generator = torch.Generator().manual_seed(0)
+    start = content.index(b'"__metadata__"')
+    header = 8 + int.from_bytes(content[:8], "little")
+    places = [*range(start, content.index(b"}", content.index(b"checksum", start)))]
+    places += torch.randint(0, header, (100,), generator=generator).tolist()
+    places += torch.randint(header, len(content), (50,), generator=generator).tolist()
     wrong = []
-    for number in range(200):
-        at = int(torch.randint(0, header if number % 2 else len(content), (), generator=generator))
+    for at in places:
         bit = 1 << int(torch.randint(0, 8, (), generator=generator))
         path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
         found = store.last_checkpoint(tmp_path)
-        if path.name not in found.damaged and not (
-            found.progress == good.progress
-            and found.events == good.events
-            and same_tensors(found.tensors, good.tensors)
-        ):
+        same = (found.progress, found.events) == (good.progress, good.events)
+        if path.name not in found.damaged and not (same and same_tensors(found.tensors, good.tensors)):
             wrong.append((at, content[max(0, at - 20) : at + 20]))
     assert not wrong
-    assert len(whole) == 2
 
 
 @pytest.mark.parametrize("items", [9, 14, 22, 30])
@@ -365,7 +366,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_folder_with_a_run_is_refused(tmp_path):
     stop_after(tmp_path, tiny(), 3, **tiny_parts())
     before = (tmp_path / "events.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="holds a run already. Pass a new folder, or resume"):
+    with pytest.raises(ValueError, match=r"holds a run already\. Pass a new folder, or resume"):
         list(store.record(tmp_path, engine.prune(tiny(), **tiny_parts())))
     assert (tmp_path / "events.jsonl").read_bytes() == before
 
@@ -385,7 +386,7 @@ def test_a_finished_run_has_nothing_to_resume(finished):
 
 def test_another_configuration_is_refused_on_resume(tmp_path):
     stop_after(tmp_path, tiny(), 12, **tiny_parts())
-    with pytest.raises(ValueError, match="another batch_size, seed. Resume with that run's own configuration"):
+    with pytest.raises(ValueError, match=r"another batch_size, seed\. Resume with that run's own configuration"):
         engine.prune(tiny(seed=1, batch_size=8), resume=store.last_checkpoint(tmp_path), **tiny_parts())
 
 
