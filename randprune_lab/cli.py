@@ -49,6 +49,9 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign gets a question mark
     try:
         sys.exit(_app()(standalone_mode=False, args=sys.argv[1:] or ["--help"]))
+    except (KeyboardInterrupt, typer.Abort):
+        complain(RuntimeError("stopped."))
+        sys.exit(130)
     except (ValueError, OSError, USAGE_ERROR) as error:
         complain(error)
         sys.exit(2)

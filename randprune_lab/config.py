@@ -37,8 +37,9 @@ def _positive(name: str) -> Any:
 
 def _stage_list(value: Any) -> Any:
     if isinstance(value, str):
-        parts = value.replace(",", " ").split()
-        return parts if parts and parts[0][0] in "0.1" else STAGES[check_option("stages", value, STAGES)]
+        if re.match(r"[\d.\-]", value):
+            return value.replace(",", " ").split()
+        return STAGES[check_option("stages", value, STAGES)]
     return value
 
 
@@ -57,7 +58,10 @@ def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
 
 def _targets(value: Any) -> Any:
     if isinstance(value, str) and "," in value:
-        return tuple(float(part) for part in value.split(","))
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            raise ValueError(f"target_ir = {value!r}: must be numbers. Pass one, or one a stage: 0.05,0.01.") from None
     return value
 
 
@@ -85,7 +89,9 @@ class RunConfig(pydantic.BaseModel):
     include: Patterns = Field(default=(), description="prune only parameters that one of these patterns finds")
     exclude: Patterns = Field(default=(), description="prune no parameter that one of these patterns finds")
 
-    candidates: Count = Field(default=8, description="N, masks compared at a stage, the plain one among them")
+    candidates: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=8, description="N, masks compared at a stage, the plain one among them"
+    )
     randomness: Annotated[str, _one_of("randomness", RANDOMNESS)] = Field(
         default="fixed", description="fixed (samples); decrease or increase (by sampling_ratio); target_ir"
     )
@@ -131,7 +137,9 @@ class RunConfig(pydantic.BaseModel):
     )
 
     seed: int = Field(default=0, description="of initialization, batch order, dropout and masks")
-    threads: Count = Field(default=1, description="CPU threads; a small network is fastest with 1")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="CPU threads; a small network is fastest with 1"
+    )
     device: Annotated[str, _one_of("device", DEVICES)] = Field(default="auto", description="auto, cpu, cuda, mps")
     precision: Annotated[str, _one_of("precision", PRECISIONS)] = Field(default="no", description="no (float32); bf16")
     deterministic: bool = Field(default=False, description="CUDA: only deterministic kernels, slower")
@@ -155,6 +163,14 @@ class RunConfig(pydantic.BaseModel):
             raise ValueError(
                 f"randomness = {self.randomness!r}, target_ir = {self.target_ir}: each needs the other. "
                 "Pass randomness='target_ir' with a number, or leave target_ir out."
+            )
+        if self.task_weight == 0 == self.logit_weight:
+            raise ValueError(
+                "task_weight = logit_weight = 0: nothing is left to learn from. Make one of them positive."
+            )
+        if self.target_ir is not None and self.ties == "magnitude":
+            raise ValueError(
+                "ties = 'magnitude' with target_ir: the power for an ir is known for random ties. Pass ties='random'."
             )
         targets = self.target_ir if isinstance(self.target_ir, tuple) else (self.target_ir,) * len(self.stages)
         if len(targets) != len(self.stages):

@@ -153,7 +153,7 @@ class _Run:
     def begin(self) -> Said:
         """Say what starts, or that it goes on."""
         if self.resume is not None:
-            yield Resumed(self.resume.events)
+            yield Resumed(self.resume.events, self.resume.recorded)
             for damaged in self.resume.damaged:
                 yield Warned(f"checkpoint {damaged} is damaged and was passed over; the one before it is used.")
         if self.resume is None or self.resume.events == 0:
@@ -327,6 +327,7 @@ def _check_fit(session: Session) -> None:
                 f"the splits' examples have shapes {tuple(inputs.shape[1:])} and {tuple(split.inputs.shape[1:])}: "
                 "must be equal. Prepare all three alike."
             )
+    _check_trainable(session)
     try:
         logits = all_logits(session.model, inputs)
     except (RuntimeError, TypeError, IndexError, AttributeError) as error:
@@ -344,6 +345,23 @@ def _check_fit(session: Session) -> None:
                 f"labels of {name} run from {low} to {high}, the model has {logits.shape[1]} classes: must lie in "
                 f"[0, {logits.shape[1]}). Renumber them, or give the model more outputs."
             )
+
+
+def _check_trainable(session: Session) -> None:
+    """What would only show in the first step of training."""
+    if not any(parameter.requires_grad for parameter in session.model.parameters()):
+        raise ValueError(
+            "every parameter of the model is frozen (requires_grad False): nothing can be trained. Free some."
+        )
+    train = session.task.train
+    if train.inputs.is_floating_point() and not bool(torch.isfinite(train.inputs).all()):
+        raise ValueError("the inputs of train hold NaN or infinite numbers: no loss could be finite. Clean the data.")
+    normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in session.model.modules())
+    if normalized and len(train) % session.config.batch_size == 1:
+        raise ValueError(
+            f"batch_size = {session.config.batch_size} leaves a last batch of one example out of {len(train)}, which "
+            "batch normalization cannot take. Choose another batch_size."
+        )
 
 
 def _check_schedule(config: RunConfig, sizes: dict[str, int]) -> None:

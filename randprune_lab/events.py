@@ -30,7 +30,7 @@ class Event:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
         """The record that ``to_json`` gave."""
-        values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+        values = {field.name: record[field.name] for field in dataclasses.fields(cls) if field.name in record}
         for name in ("selection", "test"):
             if isinstance(values.get(name), dict):
                 values[name] = Score(**values[name])
@@ -59,10 +59,15 @@ class RunStarted(Event):
 
 @dataclasses.dataclass(frozen=True)
 class Resumed(Event):
-    """The run goes on from a checkpoint. Events from number ``supersedes`` on (from 0) are void: they come again."""
+    """The run goes on from a checkpoint. Events from number ``supersedes`` on (from 0) are void: they come again.
+
+    ``recorded`` is the number of events there were when the checkpoint was read: if others have come since, another
+    process has gone on meanwhile.
+    """
 
     kind = "resumed"
     supersedes: int
+    recorded: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +222,7 @@ class Checkpoint:
         scores: candidates of ``progress.stage`` that were judged after this checkpoint; they are not judged again.
         announced: the stage's StageStarted event was already said.
         events: the number of events that stand.
+        recorded: the number of all events when this was read; None if unknown.
         damaged: checkpoints that could not be read and were passed over.
         config: what the run was started with; None if unknown.
     """
@@ -227,5 +233,6 @@ class Checkpoint:
     scores: tuple[CandidateScored, ...] = ()
     announced: bool = False
     events: int = 0
+    recorded: int | None = None
     damaged: tuple[str, ...] = ()
     config: dict[str, Any] | None = None

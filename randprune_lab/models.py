@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +33,12 @@ def build_model(name: str, seed: int) -> nn.Module:
         check_option("model", name, MODELS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build()
+        try:
+            model = build()
+        except Exception as error:  # somebody else's code
+            raise ValueError(
+                f"model = {name!r}: fails when called ({error!r}). Name a function that takes nothing."
+            ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model = {name!r}: gave a {type(model).__name__}. The function must return a torch.nn.Module."
@@ -49,10 +55,13 @@ def _mlp() -> nn.Module:
 
 def _import(name: str) -> Callable[[], nn.Module]:
     module, _, function = name.partition(":")
+    sys.path.insert(0, "")  # a module in the working folder, as python -m would find it
     try:
         found: Callable[[], nn.Module] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # somebody else's code
         raise ValueError(f"model = {name!r}: cannot be imported ({error}). Pass package.module:function.") from error
+    finally:
+        sys.path.remove("")
     return found
 
 
@@ -64,11 +73,12 @@ def prunable_weights(model: nn.Module, include: Sequence[str] = (), exclude: Seq
     Raises:
         ValueError: nothing is left to prune, or a pattern finds none of them.
     """
+    own = dict(model.named_parameters())  # a weight that two layers share stands there once
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     weights = {
         f"{name}.weight".removeprefix("."): module.weight.detach()
         for name, module in model.named_modules()
-        if isinstance(module, kinds)
+        if isinstance(module, kinds) and f"{name}.weight".removeprefix(".") in own
     }
     for pattern in (*include, *exclude):
         if not any(re.search(pattern, name) for name in weights):

@@ -107,12 +107,17 @@ def _record(folder: Path, stream: Iterator[Event | Checkpoint]) -> Iterator[Even
     with contextlib.closing(stream), journal.open("a", encoding="utf-8") as file:  # type: ignore[type-var]
         for item in stream:
             if isinstance(item, Checkpoint):
+                os.fsync(file.fileno())  # a checkpoint must not outlive the events that it stands on
                 _save(folder, item, lines)
                 continue
             if isinstance(item, Resumed):
                 if not lines:
                     raise ValueError(
                         f"{folder}: no run is there to go on with. Pass the folder of the checkpoint's run."
+                    )
+                if item.recorded not in (None, lines):
+                    raise ValueError(
+                        f"{folder}: another process has gone on meanwhile. Read its last checkpoint again."
                     )
                 resumed = True
             elif isinstance(item, RunStarted) and not resumed:
@@ -152,7 +157,7 @@ def _lines(folder: Path) -> list[Event]:
     journal = folder / "events.jsonl"
     if not journal.exists():
         return []
-    lines = journal.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is unfinished
+    lines = journal.read_bytes().split(b"\n")[:-1]  # what follows the last line break is unfinished
     events = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -205,16 +210,21 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
     """
     folder = Path(folder)
     events = _lines(folder)
+    if not events and _checkpoints(folder):
+        raise ValueError(f"{folder}: has checkpoints, but no events (events.jsonl). Restore that file, or run anew.")
     if not events:
         return None
     told = _told(events)
     if any(isinstance(event, RunFinished) for _, event in told):
         raise ValueError(f"{folder}: the run is finished, there is nothing to resume. Start another one.")
-    config = read_config(folder).model_dump(mode="json")
+    read_config(folder)
+    config = next(event.config for event in events if isinstance(event, RunStarted))  # whatever became of config.json
     damaged: list[str] = []
     for path in reversed(_checkpoints(folder)):
         try:
             progress, stands, tensors = _load(path)
+            if stands > len(events):
+                raise ValueError(f"{path}: stands on events that are not there")
             dense = tensors if progress == Progress("scoring", 1) else _dense(folder, progress)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             damaged.append(path.name)
@@ -227,10 +237,11 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
             scores=tuple(event for _, event in after if isinstance(event, CandidateScored)),
             announced=any(isinstance(event, StageStarted) for _, event in after),
             events=after[-1][0] + 1 if after else stands,
+            recorded=len(events),
             damaged=tuple(damaged),
             config=config,
         )
-    return Checkpoint(Progress(), {}, damaged=tuple(damaged), config=config)
+    return Checkpoint(Progress(), {}, recorded=len(events), damaged=tuple(damaged), config=config)
 
 
 def _judged(told: list[tuple[int, Event]], stands: int, progress: Progress) -> list[tuple[int, Event]]:
@@ -278,7 +289,7 @@ def _save(folder: Path, checkpoint: Checkpoint, lines: int) -> None:
         write_atomically(folder / "model" / "model.safetensors", save(model, {"format": "pt"}))
     path = folder / "checkpoints" / f"{number:06d}-{what}.safetensors"
     write_atomically(path, save(checkpoint.tensors, metadata))
-    _clear(folder, keep_all=json.loads((folder / "config.json").read_text())["keep_stages"] == "all")
+    _clear(folder, keep_all=read_config(folder).keep_stages == "all")
 
 
 def _clear(folder: Path, *, keep_all: bool) -> None:
@@ -362,7 +373,7 @@ def stage_table(folder: str | Path) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """One line of ``randprune runs``. ``status``: running, finished or stopped (it can be resumed)."""
+    """One line of ``randprune runs``. ``status``: running, finished, stopped (it can be resumed) or damaged."""
 
     folder: Path
     config: RunConfig
@@ -377,7 +388,11 @@ def runs(parent: Path | None = None) -> list[RunSummary]:
     found = []
     for path in sorted((parent or runs_folder()).glob("*/config.json")):
         with contextlib.suppress(ValueError, OSError):
-            found.append(summary(path.parent))
+            config = read_config(path.parent)
+            try:
+                found.append(summary(path.parent))
+            except (ValueError, OSError):
+                found.append(RunSummary(path.parent, config, "damaged", 0, None, None))
     return found
 
 

@@ -53,8 +53,19 @@ class Task:
         cls, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, name: str = "own", share: float = 0.2
     ) -> Self:
         """Your own (inputs, labels): the share ``share`` of train, always the same one, is the selection split."""
+        for part, (inputs, labels) in (("train", train), ("test", test)):
+            if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or len(inputs) != len(labels):
+                raise ValueError(
+                    f"{part} is ({type(inputs).__name__} of {len(inputs)}, {type(labels).__name__} of {len(labels)}): "
+                    "must be two tensors of equal length, inputs and labels. Pass torch.as_tensor of both."
+                )
+        if not 0 < share < 1 or len(train[1]) < 2:
+            raise ValueError(
+                f"share = {share} of {len(train[1])} examples: must lie in (0, 1), of 2 examples or more, so that both "
+                "splits have some. Pass 0.2."
+            )
         order = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(0))
-        held_out = max(1, round(share * len(order)))
+        held_out = min(max(1, round(share * len(order))), len(order) - 1)
         parts = (order[held_out:], order[:held_out])
         fit, selection = (Split(train[0][rows], train[1][rows]) for rows in parts)
         return cls(name, fit, selection, Split(*test))

@@ -108,8 +108,10 @@ class Phase:
         with session.accelerator.autocast():
             logits = session.model(session.task.train.inputs[rows])
             loss = task_loss(logits, session.task.train.labels[rows])
+            if self.name != "dense":
+                loss = config.task_weight * loss
             if session.teacher is not None:
-                loss = config.task_weight * loss + session.teacher.loss(logits.float(), rows, config)
+                loss = loss + session.teacher.loss(logits.float(), rows, config)
         self.optimizer.zero_grad()
         session.accelerator.backward(loss)
         self.optimizer.step()

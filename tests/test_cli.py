@@ -104,13 +104,13 @@ def test_every_field_is_an_option(command, monkeypatch, tmp_path):
 
 def test_options_and_files_make_the_config(command, monkeypatch, tmp_path):
     monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path / "runs"))
-    (tmp_path / "mine.toml").write_text('stages = [0.5, 0.9]\nmax_epochs = 1\ndense_epochs = 1\nties = "magnitude"\n')
+    (tmp_path / "mine.toml").write_text('stages = [0.5, 0.9]\nmax_epochs = 1\ndense_epochs = 1\nsampler = "exact"\n')
     options = ["--seed", "3", "--reach", "none", "--randomness", "target_ir", "--target-ir", "0.05,0.01"]
     code, out, err = command("run", "--config", tmp_path / "mine.toml", *options, "--no-controls", "--json")
     assert code == 0, err
     (run,) = store.runs(tmp_path / "runs")
     config = run.config
-    assert (config.stages, config.max_epochs, config.ties, config.seed) == ((0.5, 0.9), 1, "magnitude", 3)
+    assert (config.stages, config.max_epochs, config.sampler, config.seed) == ((0.5, 0.9), 1, "exact", 3)
     assert (config.target_ir, config.reach) == ((0.05, 0.01), None)
     rows = json.loads(out)["runs"]["randomized"]["stages"]
     assert [row["stage"] for row in rows] == [0, 1, 2]

@@ -366,7 +366,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_folder_with_a_run_is_refused(tmp_path):
     stop_after(tmp_path, tiny(), 3, **tiny_parts())
     before = (tmp_path / "events.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"holds a run already\. Pass a new folder, or resume"):
+    with pytest.raises(ValueError, match=r"is not empty\. Pass a new folder, or resume"):
         list(store.record(tmp_path, engine.prune(tiny(), **tiny_parts())))
     assert (tmp_path / "events.jsonl").read_bytes() == before
 
