@@ -90,7 +90,7 @@ class RunConfig(pydantic.BaseModel):
     exclude: Patterns = Field(default=(), description="prune no parameter that one of these patterns finds")
 
     candidates: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=8, description="N, masks compared at a stage, the plain one among them"
+        default=8, description="N, masks compared at a stage, with the plain one"
     )
     randomness: Annotated[str, _one_of("randomness", RANDOMNESS)] = Field(
         default="fixed", description="fixed (samples); decrease or increase (by sampling_ratio); target_ir"
@@ -137,9 +137,7 @@ class RunConfig(pydantic.BaseModel):
     )
 
     seed: int = Field(default=0, description="of initialization, batch order, dropout and masks")
-    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=1, description="CPU threads; a small network is fastest with 1"
-    )
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads; small networks: 1")
     device: Annotated[str, _one_of("device", DEVICES)] = Field(default="auto", description="auto, cpu, cuda, mps")
     precision: Annotated[str, _one_of("precision", PRECISIONS)] = Field(default="no", description="no (float32); bf16")
     deterministic: bool = Field(default=False, description="CUDA: only deterministic kernels, slower")
