@@ -629,3 +629,57 @@ def test_checkpoints_that_do_not_fit_are_refused():
     refused("another samples, seed. Resume with that run's own", config, resume=other)
     own = tiny().model_dump(mode="json") | {"model": "object", "task": "object"}
     refused("from Python with its own model", tiny(model="object"), resume=Checkpoint(Progress(), {}, config=own))
+
+
+def frozen():
+    model = tiny_parts()["model"]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return {"model": model}
+
+
+def with_nan():
+    task = tiny_parts()["data"]
+    task.train.inputs[3, 0] = math.nan
+    return {"data": task}
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "why"),
+    [
+        (frozen, {}, "every parameter.* is frozen"),
+        (with_nan, {}, "inputs of train hold NaN"),
+        (dict, {"batch_size": 71}, "batch_size = 71 leaves a last batch of one example out of 72"),
+    ],
+)
+def test_what_would_only_show_in_training_is_refused_before(parts, settings, why):
+    with pytest.raises(ValueError, match=why):
+        engine.prune(tiny(**settings), **(tiny_parts() | parts()))
+
+
+def test_the_weight_of_the_task_counts_with_and_without_distillation():
+    def weights(**settings):
+        parts = tiny_parts()
+        list(engine.prune(tiny(method="imp", **settings), **parts))
+        return parts["model"][0].weight
+
+    for logits in (0.0, 1.0):
+        assert not torch.equal(
+            weights(task_weight=1.0, logit_weight=logits, weight_decay=0.0),
+            weights(task_weight=0.01, logit_weight=logits, weight_decay=0.0),
+        )
+
+
+@pytest.mark.parametrize(
+    ("train", "share", "why"),
+    [
+        ((torch.ones(16, 2), torch.zeros(10, dtype=torch.long)), 0.2, "equal length"),
+        ((torch.ones(10, 2), torch.zeros(16, dtype=torch.long)), 0.2, "equal length"),
+        (([1.0], [0]), 0.2, "must be two tensors"),
+        ((torch.ones(16, 2), torch.zeros(16, dtype=torch.long)), -1, "share = -1"),
+        ((torch.ones(1, 2), torch.zeros(1, dtype=torch.long)), 0.2, "of 1 examples"),
+    ],
+)
+def test_own_data_that_do_not_fit_are_refused(train, share, why):
+    with pytest.raises(ValueError, match=why):
+        Task.of(train, (torch.ones(4, 2), torch.zeros(4, dtype=torch.long)), share=share)

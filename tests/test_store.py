@@ -494,3 +494,59 @@ assert not {{"accelerate", "sklearn"}} & set(sys.modules)
 def test_tiny_models_are_alike():
     """These tests rest on it."""
     assert same_tensors(tiny_model().state_dict(), tiny_model().state_dict())
+
+
+# ---- what else may happen to a folder between two sittings
+
+
+def interrupted(folder, items=12):
+    """A run that was closed in its dense phase or soon after."""
+    stream = store.record(folder, engine.prune(tiny(), **tiny_parts()))
+    for _ in zip(range(items), stream, strict=False):
+        pass
+    stream.close()
+
+
+def test_a_checkpoint_that_another_process_has_overtaken_is_refused(tmp_path):
+    interrupted(tmp_path)
+    stale = engine.prune(tiny(), **tiny_parts(), resume=store.last_checkpoint(tmp_path))
+    go_on(tmp_path, tiny(), **tiny_parts())
+    with pytest.raises(ValueError, match="another process has gone on meanwhile"):
+        list(store.record(tmp_path, stale))
+
+
+def test_an_edited_configuration_is_noticed_on_resume(tmp_path):
+    interrupted(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 7'))
+    assert store.read_config(tmp_path).seed == 7
+    with pytest.raises(ValueError, match=r"another seed\."):
+        engine.prune(tiny(seed=7), **tiny_parts(), resume=store.last_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("line", [b"[]", b"garbage", b'{"kind": "later"}', b"\xff\xfe", b'{"kind": "run_finished"}'])
+def test_a_damaged_line_is_named_and_spoils_no_other_run(tmp_path, line):
+    interrupted(tmp_path / "one")
+    interrupted(tmp_path / "two")
+    journal = tmp_path / "one" / "events.jsonl"
+    lines = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([*lines[:3], line, *lines[3:]]))
+    with pytest.raises(ValueError, match=r"events\.jsonl: line 4 is damaged"):
+        store.last_checkpoint(tmp_path / "one")
+    assert {run.folder.name: run.status for run in store.runs(tmp_path)} == {"one": "damaged", "two": "stopped"}
+
+
+def test_checkpoints_without_events_are_not_taken_for_a_new_run(tmp_path):
+    interrupted(tmp_path)
+    (tmp_path / "events.jsonl").write_bytes(b"")
+    with pytest.raises(ValueError, match="has checkpoints, but no events"):
+        store.last_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_that_stands_on_lost_events_is_passed_over(tmp_path, whole):
+    interrupted(tmp_path)
+    journal = tmp_path / "events.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    assert store.last_checkpoint(tmp_path).damaged
+    go_on(tmp_path, tiny(), **tiny_parts())
+    assert ends_like(tmp_path, whole)
