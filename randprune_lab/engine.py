@@ -197,7 +197,7 @@ class _Run:
             drawn = any(numbers)  # plain pruning draws nothing
             samples, power = (masks.samples, masks.power) if drawn else ({}, {})
             yield StageStarted(stage, self.config.stages[stage - 1], numbers, samples, power)
-            for text in masks.clamped:
+            for text in masks.clamped if drawn else ():
                 yield Warned(text)
         if len(numbers) == 1:  # nothing to compare
             return [CandidateScored(stage, numbers[0], self.session.evaluate(self.session.deciding_split), 0.0, 0.0)]

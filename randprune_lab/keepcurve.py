@@ -215,10 +215,8 @@ class _Weights:
 
     def grouped(self, tau: int, *finely: float) -> _Weights:
         """Single bins near ``tau`` and other places, wide groups far away: what is smooth needs no more."""
-        edges = np.concatenate([place - 0.5 + _STEPS for place in (tau, *finely)])
-        edges = np.concatenate(
-            [edges, [tau - 0.1], self.places[:4]]
-        )  # tau's two halves; a bin of live zeros stands alone
+        apart = [tau - 0.1], self.places[:4]  # tau's two halves; a bin of live zeros stands alone
+        edges = np.concatenate([*(place - 0.5 + _STEPS for place in (tau, *finely)), *apart])
         starts = np.unique(np.searchsorted(self.places, edges).clip(max=len(self.places) - 1))
         starts[0] = 0
         sizes = np.add.reduceat(self.sizes, starts)

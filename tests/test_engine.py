@@ -683,3 +683,9 @@ def test_the_weight_of_the_task_counts_with_and_without_distillation():
 def test_own_data_that_do_not_fit_are_refused(train, share, why):
     with pytest.raises(ValueError, match=why):
         Task.of(train, (torch.ones(4, 2), torch.zeros(4, dtype=torch.long)), share=share)
+
+
+@pytest.mark.parametrize(("method", "warned"), [("randomized", True), ("imp", False)])
+def test_a_target_out_of_reach_is_warned_of_only_where_something_is_drawn(method, warned):
+    said = list(engine.prune(tiny(method=method, randomness="target_ir", target_ir=5.0), **tiny_parts()))
+    assert bool(of(said, Warned)) == warned
