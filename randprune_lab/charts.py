@@ -1,4 +1,4 @@
-"""Tables of plain dicts -> altair charts: one function a chart, one sentence in words beside it.
+"""Tables of plain dicts -> altair charts: one function a chart, one sentence in words beside it. Here: of runs.
 
 The sentence is always true of the rows, and is the chart's description for those who cannot see it. What a colour
 says, a shape or a dash says too.
@@ -11,9 +11,12 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import altair as alt
+
+from randprune_lab import store
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
 COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#8A6D00", "#000000")  # by run; readable on white, colour blind or not
@@ -25,6 +28,7 @@ RANDOM, PLAIN, WINNER = "random mask", "plain (deterministic) mask", "winner of 
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
+Framed = TypeVar("Framed", alt.LayerChart, alt.VConcatChart)
 
 
 def to_svg(chart: alt.TopLevelMixin) -> str:
@@ -33,6 +37,18 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
     chart.save(written, format="svg")
     name = html.escape(str(chart.to_dict(validate=False).get("description", "")), quote=True)
     return written.getvalue().replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
+
+
+def save_svg(chart: alt.TopLevelMixin, path: str | Path) -> None:
+    """Write ``to_svg`` of a chart; offline."""
+    store.write_atomically(Path(path), to_svg(chart))
+
+
+def save_png(chart: alt.TopLevelMixin, path: str | Path, scale: float = 2) -> None:
+    """Write a chart as PNG, ``scale`` pixels for each of its own; offline."""
+    written = io.BytesIO()
+    chart.save(written, format="png", scale_factor=scale)
+    store.write_atomically(Path(path), written.getvalue())
 
 
 def accuracy(value: float) -> str:
@@ -46,16 +62,18 @@ def sparsity(value: float, compression: float | None = None) -> str:
 
 
 def accuracy_chart(rows: Rows, dense: float | None = None) -> alt.LayerChart:
-    """Test accuracy at the end of each stage, a line for each run.
+    """Test accuracy at the end of each stage, a line for each run; bars are intervals over seeds.
 
     Args:
         rows: run (a label), sparsity, compression (of the prunable weights), accuracy (in [0, 1]); in order of stages.
+            Over several seeds also low, high and seeds, as ``figures.accuracy_rows`` gives them.
         dense: test accuracy of the dense network, a rule across; None: unknown yet.
     """
     runs = list(dict.fromkeys(row["run"] for row in rows))
-    steps = sorted({row["compression"] for row in rows})
+    steps = sorted({row["compression"] for row in rows}) or [1.0]
+    points = _side_by_side(rows, runs)
     x = alt.X(
-        "compression:Q",
+        "x:Q",
         title="sparsity of the prunable weights, and their compression (log scale)",
         scale=alt.Scale(type="log", domain=[steps[0] / 1.15, steps[-1] * 1.15], nice=False),
         axis=alt.Axis(
@@ -65,37 +83,57 @@ def accuracy_chart(rows: Rows, dense: float | None = None) -> alt.LayerChart:
             grid=False,
         ),
     )
-    y = alt.Y("accuracy:Q", title="test accuracy", scale=alt.Scale(zero=False), axis=_percent())
-    lines = _chart(rows).encode(
+    y = alt.Y("accuracy:Q", title="test accuracy", scale=alt.Scale(zero=False), axis=percent_axis())
+    lines = of_rows(points).encode(
         x=x,
         y=y,
-        color=alt.Color("run:N", scale=_scale(runs, COLORS), legend=alt.Legend(title=None, symbolStrokeWidth=0)),
+        color=alt.Color("run:N", scale=by_name(runs, COLORS), legend=alt.Legend(title=None, symbolStrokeWidth=0)),
     )
-    dash = alt.StrokeDash("run:N", scale=_scale(runs, DASHES), title=None)
-    shape = alt.Shape("run:N", scale=_scale(runs, SHAPES), title=None)
+    dash = alt.StrokeDash("run:N", scale=by_name(runs, DASHES), title=None)
+    shape = alt.Shape("run:N", scale=by_name(runs, SHAPES), title=None)
     layers = [
         lines.mark_line(strokeWidth=2).encode(strokeDash=dash),
         lines.mark_point(size=80, filled=True, opacity=1).encode(shape=shape),
     ]
+    if bars := [point for point in points if point.get("low") is not None]:
+        bar = lines.mark_errorbar(ticks={"size": 9}, thickness=1.5)
+        layers.append(bar.encode(y=alt.Y("low:Q", title=y.title), y2="high:Q").properties(data=of_rows(bars).data))
     if dense is not None:
-        rule = _chart([{"accuracy": dense, "text": ["dense", accuracy(dense)]}]).encode(y="accuracy:Q")
+        rule = of_rows([{"accuracy": dense, "text": ["dense", accuracy(dense)]}]).encode(y="accuracy:Q")
         layers[:0] = [
             rule.mark_rule(color=GREY, strokeDash=[1, 3]),
             rule.mark_text(color=GREY, align="left", dx=5, x=WIDTH).encode(text="text:N"),
         ]
-    return _layered(layers, "Does accuracy survive as weights are removed?", accuracy_sentence(rows, dense))
+    return layered(layers, "Does accuracy survive as weights are removed?", accuracy_sentence(rows, dense))
 
 
 def accuracy_sentence(rows: Rows, dense: float | None = None) -> str:
-    """First and last stage of each run, in words."""
+    """First and last stage of each run, in words, with their intervals over seeds where the rows tell the seeds."""
     parts = []
     for run in dict.fromkeys(row["run"] for row in rows):
         own = [row for row in rows if row["run"] == run]
         first, last = own[0], own[-1]
-        text = f"{run} {accuracy(last['accuracy'])} at sparsity {sparsity(last['sparsity'], last['compression'])}"
-        parts.append(text + (f", {accuracy(first['accuracy'])} at {first['sparsity']:.4f}" if len(own) > 1 else ""))
+        text = f"{run} {_measured(last)} at sparsity {sparsity(last['sparsity'], last['compression'])}"
+        parts.append(text + (f", {_measured(first)} at {first['sparsity']:.4f}" if len(own) > 1 else ""))
     start = "Test accuracy" if dense is None else f"Test accuracy (dense network: {accuracy(dense)})"
-    return f"{start}: {'; '.join(parts)}."
+    return f"{start}: {'; '.join(parts) or 'no stage is finished'}."
+
+
+def _measured(row: Row) -> str:
+    """An accuracy, with what is known of its spread."""
+    text = accuracy(row["accuracy"])
+    if "seeds" not in row:
+        return text
+    if row["low"] is None:
+        return f"{text} (one seed: no interval)"
+    return f"{text} (mean of {row['seeds']} seeds, 95 % interval {accuracy(row['low'])} to {accuracy(row['high'])})"
+
+
+def _side_by_side(rows: Rows, runs: list[str]) -> list[dict[str, Any]]:
+    """Where each point is drawn: at its compression; where there are intervals, runs stand beside one another."""
+    step = 0.02 * any(row.get("low") is not None for row in rows)
+    shift = {run: math.exp(step * (place - (len(runs) - 1) / 2)) for place, run in enumerate(runs)}
+    return [{**row, "x": row["compression"] * shift[row["run"]]} for row in rows]
 
 
 def candidates_chart(rows: Rows) -> alt.LayerChart:
@@ -109,19 +147,19 @@ def candidates_chart(rows: Rows) -> alt.LayerChart:
     marks = [{**row, "kind": RANDOM if row["candidate"] else PLAIN} for row in scored]
     marks += [{**row, "kind": WINNER} for row in scored if row["winner"]]
     within = "stage; within it the candidates 0, 1, 2, ... from left to right"
-    points = _chart(marks).encode(
+    points = of_rows(marks).encode(
         x=alt.X("stage:O", title=within, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("candidate:O"),
-        y=alt.Y("accuracy:Q", title="accuracy that decides", scale=alt.Scale(zero=False), axis=_percent()),
-        color=alt.Color("kind:N", scale=_scale(kinds, (VERMILION, BLUE, GREEN)), title=None),
-        shape=alt.Shape("kind:N", scale=_scale(kinds, ("square", "circle", "diamond")), title=None),
+        y=alt.Y("accuracy:Q", title="accuracy that decides", scale=alt.Scale(zero=False), axis=percent_axis()),
+        color=alt.Color("kind:N", scale=by_name(kinds, (VERMILION, BLUE, GREEN)), title=None),
+        shape=alt.Shape("kind:N", scale=by_name(kinds, ("square", "circle", "diamond")), title=None),
     )
     won = alt.datum.kind == WINNER
     layers = [
         points.transform_filter(~won).mark_point(size=60, opacity=1, strokeWidth=2),
         points.transform_filter(won).mark_point(size=380, opacity=1, strokeWidth=2.5),
     ]
-    return _layered(layers, "Which mask won, and by how much?", candidates_sentence(rows))
+    return layered(layers, "Which mask won, and by how much?", candidates_sentence(rows))
 
 
 def candidates_sentence(rows: Rows) -> str:
@@ -137,6 +175,65 @@ def candidates_sentence(rows: Rows) -> str:
     return text + (f"; {failed} candidates failed and have no score." if failed else ".")
 
 
+def ladder_chart(rows: Rows) -> alt.LayerChart:
+    """What is left of the weights after each stage, and under which mask, as a table above bars.
+
+    Args:
+        rows: as ``figures.ladder_rows`` gives them, in order of stages.
+    """
+    kinds = {"plain": PLAIN, "random": RANDOM, None: DENSE}
+    rungs = [
+        {
+            "stage": f"stage {row['stage']}" if row["stage"] else "dense",
+            "density": 1 - row["sparsity"],
+            "kind": kinds[row["winner"]],
+            "lines": [
+                f"{row['sparsity']:.4f}",
+                f"{row['compression']:.1f}x",
+                row["winner"] or "-",
+                "-" if row["ir"] is None else f"{row['ir']:.3g}",
+                accuracy(row["accuracy"]),
+            ],
+        }
+        for row in rows
+    ]
+    shown = [kind for kind in kinds.values() if kind in {rung["kind"] for rung in rungs}]
+    heads = of_rows([{"lines": ["sparsity", "compression", "winner", "ir", "test accuracy"]}])
+    bars = of_rows(rungs).encode(
+        x=alt.X("stage:N", sort=None, title="stage, in order of pruning", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y(
+            "density:Q",
+            title="prunable weights left (%)",
+            scale=alt.Scale(domain=[0, 1.6], nice=False),
+            axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".0%"),
+        ),
+    )
+    kind = alt.Color("kind:N", scale=by_name(shown, [_KIND_COLORS[name] for name in shown]), title=None)
+    shape = alt.Shape("kind:N", scale=by_name(shown, [_KIND_SHAPES[name] for name in shown]), title=None)
+    layers = [
+        bars.mark_bar(opacity=0.35).encode(color=kind),
+        bars.mark_point(size=90, filled=True, opacity=1).encode(color=kind, shape=shape),
+        bars.mark_text(y=8, baseline="top", lineHeight=16).encode(text="lines:N", y=alt.Y()),
+        heads.mark_text(x=-6, y=8, baseline="top", align="right", lineHeight=16, color=GREY).encode(text="lines:N"),
+    ]
+    return layered(layers, "Each stage removes weights; a mask won, and training went on", ladder_sentence(rows))
+
+
+def ladder_sentence(rows: Rows) -> str:
+    """From the dense network to the last stage, in words."""
+    if not rows:
+        return "The dense network is not trained yet."
+    first, last = rows[0], rows[-1]
+    pruned = [row for row in rows if row["winner"] is not None]
+    random = sum(row["winner"] == "random" for row in pruned)
+    start = f"From test accuracy {accuracy(first['accuracy'])} at sparsity {sparsity(first['sparsity'])}"
+    if len(rows) == 1:
+        return f"{start[5:].capitalize()}; no stage is finished."
+    end = f"{accuracy(last['accuracy'])} at {sparsity(last['sparsity'], last['compression'])}"
+    won = f"a random mask won {random} and the plain one {len(pruned) - random} times"
+    return f"{start} to {end} in stages ({len(pruned)}), where {won}."
+
+
 def loss_chart(rows: Rows) -> alt.LayerChart:
     """Training loss over all epochs, a line for the dense network and one for each stage.
 
@@ -145,21 +242,21 @@ def loss_chart(rows: Rows) -> alt.LayerChart:
     """
     epochs = _epochs(rows)
     kinds = [DENSE, FINE_TUNING]
-    lines = _chart(epochs).encode(
+    lines = of_rows(epochs).encode(
         x=alt.X("epoch:Q", title="epoch since the start (judging candidates is not counted)", axis=_whole(epochs)),
-        y=_loss_axis([row["loss"] for row in epochs]),
+        y=number_axis("loss:Q", "mean loss of an epoch (nats)", [row["loss"] for row in epochs]),
         detail="stage:O",
-        color=alt.Color("kind:N", scale=_scale(kinds, (GREEN, BLUE)), title=None),
+        color=alt.Color("kind:N", scale=by_name(kinds, (GREEN, BLUE)), title=None),
     )
-    shape = alt.Shape("kind:N", scale=_scale(kinds, ("square", "circle")), title=None)
+    shape = alt.Shape("kind:N", scale=by_name(kinds, ("square", "circle")), title=None)
     labels = _stage_labels(epochs)
     names = (
-        _chart(labels).mark_text(color=GREY, align="left", baseline="bottom", y=-4).encode(x="epoch:Q", text="text:N")
+        of_rows(labels).mark_text(color=GREY, align="left", baseline="bottom", y=-4).encode(x="epoch:Q", text="text:N")
     )
-    bounds = _chart(labels[1:]).mark_rule(color="#c0c0c0").encode(x="epoch:Q")
+    bounds = of_rows(labels[1:]).mark_rule(color="#c0c0c0").encode(x="epoch:Q")
     points = lines.mark_point(size=24, filled=True, opacity=1).encode(shape=shape)
     layers = [bounds, lines.mark_line(strokeWidth=2), points, names]
-    return _layered(layers, "Each cut costs, training repairs: loss on the training data", loss_sentence(rows))
+    return layered(layers, "Each cut costs, training repairs: loss on the training data", loss_sentence(rows))
 
 
 def loss_sentence(rows: Rows) -> str:
@@ -192,41 +289,46 @@ def _stage_labels(points: Rows) -> list[dict[str, Any]]:
     return [{**row, "text": f"{long}{row['stage']}" if row["stage"] else "dense"} for row in starts]
 
 
-def _loss_axis(losses: Sequence[float]) -> alt.Y:
-    """Whole decades on a log scale where the losses span more than one, else a linear scale."""
-    low, high = min(losses, default=0.0), max(losses, default=0.0)
-    title = "mean loss of an epoch (nats)"
+def number_axis(field: str, title: str, values: Sequence[float]) -> alt.Y:
+    """Whole decades on a log scale where the values span more than one, else a linear scale."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
     if low <= 0 or high < 10 * low:
-        return alt.Y("loss:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
+        return alt.Y(field, title=title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
     decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     scale = alt.Scale(type="log", domain=[decades[0], decades[-1]], nice=False)
-    return alt.Y("loss:Q", title=f"{title}, log scale", scale=scale, axis=alt.Axis(values=decades, format="~g"))
+    return alt.Y(field, title=f"{title}, log scale", scale=scale, axis=alt.Axis(values=decades, format="~g"))
 
 
 def _whole(points: Rows) -> alt.Axis:
     return alt.Axis(format="d", grid=False, tickCount=min(len(points), 12), tickMinStep=1)
 
 
-def _percent() -> alt.Axis:
+def percent_axis() -> alt.Axis:
+    """For shares in [0, 1]: 0.953 -> "95.3 %"."""
     return alt.Axis(labelExpr="format(100 * datum.value, '.4~g') + ' %'", tickCount=6)
 
 
-def _scale(domain: list[str], values: Sequence[Any]) -> alt.Scale:
+def by_name(names: Sequence[str], values: Sequence[Any]) -> alt.Scale:
     """Each name its own value; they come round again where there are more names."""
-    return alt.Scale(domain=domain, range=[values[place % len(values)] for place in range(len(domain))])
+    return alt.Scale(domain=list(names), range=[values[place % len(values)] for place in range(len(names))])
 
 
-def _chart(rows: Rows) -> alt.Chart:
+def of_rows(rows: Rows) -> alt.Chart:
+    """A chart that carries its rows within itself."""
     return alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
 
 
-def _layered(layers: list[alt.Chart], title: str, description: str) -> alt.LayerChart:
-    chart: alt.LayerChart = (
-        alt.layer(*layers)
-        .properties(title=title, description=description, width=WIDTH, height=HEIGHT, background="white", padding=8)
+def layered(layers: Sequence[alt.Chart], title: str, description: str) -> alt.LayerChart:
+    """One picture of several layers, the first at the bottom."""
+    return framed(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), title, description)
+
+
+def framed(chart: Framed, title: str, description: str) -> Framed:
+    """What all charts share: a title, a description for those who cannot see it, and their looks."""
+    return (
+        chart.properties(title=title, description=description, background="white", padding=8)
         .configure_title(fontSize=15, anchor="start", offset=18)
         .configure_axis(labelFontSize=11, titleFontSize=12, titleFontWeight="normal", titlePadding=8)
         .configure_legend(orient="bottom", labelFontSize=12, labelLimit=400, columns=4, symbolLimit=20)
         .configure_view(stroke="#d0d0d0")
     )
-    return chart

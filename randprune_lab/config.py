@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from randprune_lab.checks import check_option, check_positive, check_power, check_reach, check_samples
+from randprune_lab.checks import (
+    check_option,
+    check_positive,
+    check_power,
+    check_reach,
+    check_samples,
+    check_sparsity,
+)
 from randprune_lab.keepcurve import TIES
 from randprune_lab.sampling import SAMPLERS
 from randprune_lab.schedules import STAGES, check_stages
@@ -21,6 +29,27 @@ SELECT_ON = ("selection", "validation")
 PRECISIONS = ("no", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 KEEP_STAGES = ("all", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """How a setting is moved by hand: a slider, or a choice where there are ``options``.
+
+    ``low`` to ``high`` is what the slider covers; a number box takes whatever the setting's own rule lets through. On a
+    log scale a step is a twentieth of a decade. ``none``: what the slider's last position says where the setting may be
+    None.
+    """
+
+    label: str
+    symbol: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    step: float = 1.0
+    scale: Literal["linear", "log"] = "linear"
+    whole: bool = False
+    unit: str = ""
+    none: str | None = None
+    options: tuple[str, ...] = ()
 
 
 def _one_of(name: str, options: tuple[str, ...]) -> AfterValidator:
@@ -65,6 +94,79 @@ def _targets(value: Any) -> Any:
     return value
 
 
+# What RunConfig and ExploreState share: rule, help and control of a setting stand here once.
+Sparsity = Annotated[
+    float,
+    _checked(check_sparsity),
+    Field(description="share of the weights removed, in [0, 1)"),
+    Control("sparsity", "s", 0.0, 0.9975, 0.0025),
+]
+Scope = Annotated[
+    str,
+    _one_of("scope", SCOPES),
+    Field(description="layer: each tensor as sparse as the next; global: all as one vector"),
+    Control("scope", options=SCOPES),
+]
+Candidates = Annotated[
+    int,
+    Field(ge=1, le=1000, description="N, masks compared at a stage, with the plain one"),
+    Control("candidates", "N", 1, 16, 1, whole=True, unit="masks"),
+]
+Randomness = Annotated[
+    str,
+    _one_of("randomness", RANDOMNESS),
+    Field(description="fixed (samples); decrease or increase (by sampling_ratio); target_ir"),
+    Control("randomness is set by", options=RANDOMNESS),
+]
+Samples = Annotated[
+    int,
+    _checked(check_samples),
+    Field(description="M, masks drawn and added up"),
+    Control("samples", "M", 1, 1000, 1, "log", whole=True, unit="masks added up"),
+]
+SamplingRatio = Annotated[
+    float,
+    _checked(lambda value: check_positive("sampling_ratio", value)),
+    Field(description="sr: M = sr * C for decrease and increase"),
+    Control("sampling ratio", "sr", 1e-7, 1e-2, 1, "log"),
+]
+TargetIr = Annotated[
+    float,
+    _checked(lambda value: check_positive("target_ir", value)),
+    Field(description="ir that every tensor gets, through T"),
+    Control("target randomness", "ir", 1e-4, 1.0, 1, "log"),
+]
+Power = Annotated[
+    float,
+    _checked(check_power),
+    Field(description="T, selection weights are |w|**T"),
+    Control("power", "T", 0.0, 20.0, 0.25),
+]
+Reach = Annotated[
+    float | None,
+    _checked(check_reach),
+    Field(description="r, only the round(r * keep) largest weights can be drawn"),
+    Control("reach", "r", 1.0, 20.0, 1, "log", none="every weight"),
+]
+TieRule = Annotated[
+    str,
+    _one_of("ties", TIES),
+    Field(description="at equal counts: random, magnitude"),
+    Control("ties", options=TIES),
+]
+SamplerName = Annotated[
+    str,
+    _one_of("sampler", SAMPLERS),
+    Field(description="fast (closed form); exact (draw and count)"),
+    Control("sampler", options=SAMPLERS),
+]
+Seed = Annotated[
+    int,
+    Field(ge=-(2**53), le=2**53, description="of initialization, batch order, dropout and masks"),
+    Control("seed", "", 0, 100, 1, whole=True),
+]
+
+
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_patterns)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -83,35 +185,21 @@ class RunConfig(pydantic.BaseModel):
     stages: Annotated[tuple[float, ...], BeforeValidator(_stage_list), AfterValidator(check_stages)] = Field(
         default=STAGES["digits"], description="sparsity after each stage, or short, long, digits"
     )
-    scope: Annotated[str, _one_of("scope", SCOPES)] = Field(
-        default="layer", description="layer: each tensor as sparse as the next; global: all as one vector"
-    )
+    scope: Scope = "layer"
     include: Patterns = Field(default=(), description="prune only parameters that one of these patterns finds")
     exclude: Patterns = Field(default=(), description="prune no parameter that one of these patterns finds")
 
-    candidates: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=8, description="N, masks compared at a stage, with the plain one"
-    )
-    randomness: Annotated[str, _one_of("randomness", RANDOMNESS)] = Field(
-        default="fixed", description="fixed (samples); decrease or increase (by sampling_ratio); target_ir"
-    )
-    samples: Annotated[int, _checked(check_samples)] = Field(default=4, description="M, masks drawn and added up")
-    sampling_ratio: _positive("sampling_ratio") = Field(  # type: ignore[valid-type]
-        default=5e-5, description="sr: M = sr * C for decrease and increase"
-    )
+    candidates: Candidates = 8
+    randomness: Randomness = "fixed"
+    samples: Samples = 4
+    sampling_ratio: SamplingRatio = 5e-5
     target_ir: Annotated[float | tuple[float, ...] | None, BeforeValidator(_targets)] = Field(
         default=None, description="ir of every tensor, one number or one a stage; needs randomness target_ir"
     )
-    power: Annotated[float, _checked(check_power)] = Field(default=5.0, description="T, selection weights are |w|**T")
-    reach: Annotated[float | None, _checked(check_reach)] = Field(
-        default=None, description="r, only the round(r * keep) largest weights can be drawn"
-    )
-    ties: Annotated[str, _one_of("ties", TIES)] = Field(
-        default="random", description="at equal counts: random, magnitude"
-    )
-    sampler: Annotated[str, _one_of("sampler", SAMPLERS)] = Field(
-        default="fast", description="fast (closed form); exact (draw and count)"
-    )
+    power: Power = 5.0
+    reach: Reach = None
+    ties: TieRule = "random"
+    sampler: SamplerName = "fast"
 
     dense_epochs: Count = Field(default=30, description="epochs of the dense network")
     max_epochs: Count = Field(default=15, description="epochs of fine-tuning a stage, at most")
@@ -136,7 +224,7 @@ class RunConfig(pydantic.BaseModel):
         default=2.0, description="of the soft logits"
     )
 
-    seed: int = Field(default=0, description="of initialization, batch order, dropout and masks")
+    seed: Seed = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads; small networks: 1")
     device: Annotated[str, _one_of("device", DEVICES)] = Field(default="auto", description="auto, cpu, cuda, mps")
     precision: Annotated[str, _one_of("precision", PRECISIONS)] = Field(default="no", description="no (float32); bf16")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 # A bin is all float32 numbers that share exponent and the upper 12 bits of the mantissa: at most 0.025 % wide at any
 # scale, and every float16 and bfloat16 number has one of its own. Bin 0 holds the weights that no longer exist.
-_DROPPED_BITS = 23 - 12
+_MANTISSA_BITS = 12
+_DROPPED_BITS = 23 - _MANTISSA_BITS
 _MAGNITUDE = 0x7FFFFFFF
 INFINITY_BIN = (0x7F800000 >> _DROPPED_BITS) + 1
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -132,6 +133,17 @@ class MagnitudeHistogram:
         counts = np.zeros(len(bins), dtype=np.int64)
         np.add.at(counts, place, np.concatenate([self.counts, other.counts]))
         return MagnitudeHistogram(bins, counts, self.size + other.size)
+
+    def coarse(self, mantissa_bits: int = 7) -> MagnitudeHistogram:
+        """The same weights in wider bins, each at its bin's middle: 2**mantissa_bits an octave, instead of 4,096.
+
+        Seven bits (at most 0.8 % wide) are some 2,000 bins: a curve costs a quarter, and ir moves by less than 0.1 % at
+        a few samples, a few percent at thousands. Live zeros stay apart.
+        """
+        width = 1 << (_MANTISSA_BITS - mantissa_bits)
+        middles = np.where(self.bins > 1, (self.bins - 1) // width * width + 1 + width // 2, self.bins)
+        bins, place = np.unique(middles, return_inverse=True)
+        return MagnitudeHistogram(bins, np.bincount(place, weights=self.counts).astype(np.int64), self.size)
 
     @property
     def alive(self) -> int:

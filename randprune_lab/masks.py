@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from randprune_lab.config import RunConfig
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.sampling import candidate_generator, introduced_randomness, magnitude_mask, mask_sampler
-from randprune_lab.schedules import ir_range, power_for_ir, samples_for_ratio
+from randprune_lab.schedules import OutOfReachError, power_for_ir, samples_for_ratio
+from randprune_lab.state import ExploreState
 
 Masks = dict[str, Tensor]
 EVERYTHING = "*"  # the name of the one vector that all tensors form in global scope
@@ -50,7 +51,14 @@ def stage_masks(
     sparsity = config.stages[stage - 1]
     clamped: list[str] = []
     samples = {name: samples_of(weight.numel(), sparsity, config) for name, weight in weights.items()}
-    power = {name: _power(name, weights[name], alive[name], stage, config, clamped) for name in weights}
+    power, target = dict.fromkeys(weights, config.power), config.target_of(stage)
+    if target is not None:
+        for name, weight in weights.items():
+            histogram = MagnitudeHistogram.of(weight, alive=alive[name])
+            power[name], nearest = power_of(histogram, sparsity, target, config)
+            if nearest == target:
+                continue
+            clamped.append(f"stage {stage}, {name}: an ir of {target:g} is out of reach, it gets {nearest:.4g}.")
     samplers: dict[str, Callable[[torch.Generator], Tensor]] = {}
 
     def draw(candidate: int) -> Masks:
@@ -76,7 +84,7 @@ def stage_masks(
     return StageMasks(samples, power, tuple(clamped), draw)
 
 
-def samples_of(size: int, sparsity: float, config: RunConfig) -> int:
+def samples_of(size: int, sparsity: float, config: RunConfig | ExploreState) -> int:
     """M of a tensor (or, in global scope, of everything) of ``size`` weights.
 
     Raises:
@@ -93,20 +101,19 @@ def samples_of(size: int, sparsity: float, config: RunConfig) -> int:
     return samples
 
 
-def _power(name: str, weight: Tensor, alive: Tensor, stage: int, config: RunConfig, clamped: list[str]) -> float:
-    """T of one tensor: as configured, or the one that gives the target ir - the nearest one within reach."""
-    target = config.target_of(stage)
-    if target is None:
-        return config.power
-    histogram = MagnitudeHistogram.of(weight, alive=alive)
-    sparsity = config.stages[stage - 1]
-    reachable = ir_range(histogram, sparsity, samples=config.samples, reach=config.reach)
-    nearest = min(max(target, reachable[0]), reachable[1])
-    if nearest != target:
-        clamped.append(f"stage {stage}, {name}: an ir of {target:g} is out of reach, it gets {nearest:.4g}.")
-    if nearest == 0:  # nothing is left to chance at any power
-        return config.power
-    return power_for_ir(histogram, sparsity, nearest, samples=config.samples, reach=config.reach)
+def power_of(
+    histogram: MagnitudeHistogram, sparsity: float, target_ir: float, config: RunConfig | ExploreState
+) -> tuple[float, float]:
+    """T of one tensor for a target ir, and the ir that it gives: the target, or the nearest one within reach."""
+
+    def power_at(ir: float) -> float:
+        return power_for_ir(histogram, sparsity, ir, samples=config.samples, reach=config.reach)
+
+    try:
+        return power_at(target_ir), target_ir
+    except OutOfReachError as out:
+        nearest = min(max(target_ir, out.least), out.most)
+        return config.power if nearest == 0 else power_at(nearest), nearest  # 0: nothing is random at any power
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ Gupta 2017 (arXiv 1710.01878, Eq. 1).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import scipy
@@ -29,6 +30,14 @@ STAGES: dict[str, tuple[float, ...]] = {
 
 MAX_SAMPLES = 2**20  # beyond these two, what is left to chance is narrower than a bin of the histogram
 MAX_POWER = 1000.0
+
+
+class OutOfReachError(ValueError):
+    """No setting gives the ir asked for; ``least`` to ``most`` can be had."""
+
+    def __init__(self, text: str, least: float, most: float) -> None:
+        super().__init__(text)
+        self.least, self.most = least, most
 
 
 def check_stages(stages: Sequence[float]) -> tuple[float, ...]:
@@ -89,7 +98,8 @@ def samples_for_ir(
     For random ties, where ir never rises with M (M = 1 and 2 are one law).
 
     Raises:
-        ValueError: the target lies outside what 1 to 2**20 draws reach (the range is named), or a setting is invalid.
+        OutOfReachError: the target lies outside what 1 to 2**20 draws reach; the range is named.
+        ValueError: a setting is invalid.
     """
     histogram = _histogram(weight_or_histogram)
 
@@ -121,24 +131,35 @@ def power_for_ir(
     For random ties.
 
     Raises:
-        ValueError: the target lies outside what a T from 0 to 1,000 reaches (the range is named), or a setting is
-            invalid.
+        OutOfReachError: no T from 0 to 1,000 gives the target; the range is named.
+        ValueError: a setting is invalid.
     """
+    check_positive("target_ir", target_ir)
     histogram = _histogram(weight_or_histogram)
 
-    def ir_of(power: float) -> float:
-        return KeepCurve.of(histogram, sparsity, samples=samples, power=power, reach=reach).expected_ir
+    @functools.cache
+    def gap(power: float, given: MagnitudeHistogram = histogram) -> float:
+        ir = KeepCurve.of(given, sparsity, samples=samples, power=power, reach=reach).expected_ir
+        return math.log(max(ir, _NO_RANDOMNESS) / target_ir)
 
+    few_bins = histogram.coarse()
+    near = _near_root(lambda power: gap(power, few_bins))
+    if near and gap(near[0]) > 0 > gap(near[1]):
+        return float(scipy.optimize.brentq(gap, *near, rtol=1e-9))
     least, most = ir_range(histogram, sparsity, samples=samples, reach=reach)
     _check_reachable(target_ir, least, most, f"a power from 0 to {MAX_POWER:g}", "other samples")
     for power, ir in ((0.0, most), (MAX_POWER, least)):
         if math.isclose(ir, target_ir, rel_tol=1e-12):
             return power
-    return float(
-        scipy.optimize.brentq(
-            lambda power: math.log(max(ir_of(power), _NO_RANDOMNESS) / target_ir), 0.0, MAX_POWER, rtol=1e-9
-        )
-    )
+    return float(scipy.optimize.brentq(gap, 0.0, MAX_POWER, rtol=1e-9))
+
+
+def _near_root(gap: Callable[[float], float]) -> tuple[float, float] | None:
+    """An interval of powers in which ``gap``, worked out from few bins, has its root: there the search is short."""
+    if not gap(0.0) > 0 > gap(MAX_POWER):
+        return None
+    root = float(scipy.optimize.brentq(gap, 0.0, MAX_POWER, xtol=1e-4, rtol=1e-4))
+    return 0.998 * root, 1.002 * root
 
 
 def ir_range(
@@ -164,7 +185,9 @@ def _histogram(weight_or_histogram: Tensor | MagnitudeHistogram) -> MagnitudeHis
 def _check_reachable(target_ir: float, least: float, most: float, by: str, fix: str) -> None:
     check_positive("target_ir", target_ir)
     if not least * (1 - 1e-12) <= target_ir <= most * (1 + 1e-12):
-        raise ValueError(
+        raise OutOfReachError(
             f"target_ir = {target_ir:g}: out of reach; {by} give an ir between {least:.4g} and {most:.4g} here. "
-            f"Choose a target in that range, {fix}, or another reach."
+            f"Choose a target in that range, {fix}, or another reach.",
+            least,
+            most,
         )

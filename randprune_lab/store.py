@@ -3,7 +3,8 @@
     config.json               the configuration
     events.jsonl              what happened, one JSON object a line, only ever appended to
     checkpoints/N-WHAT.safetensors   model, masks (bit-packed), optimizer; progress and a checksum in its metadata
-    histograms/N.json         magnitudes of the weights kept, by stage: counts per eighth of an octave
+    histograms/N.json         magnitudes of the weights kept, by stage (0: dense): counts in bins at most 0.8 % wide
+    histograms/N-masked.json  the same, as stage N's mask left them, before the fine-tuning
     model/model.safetensors   the finished network
 
 Nothing here knows the engine: old runs open without it.
@@ -282,8 +283,10 @@ def _save(folder: Path, checkpoint: Checkpoint, lines: int) -> None:
     existing = _checkpoints(folder)
     number = int(existing[-1].name.split("-")[0]) + 1 if existing else 0
     # What belongs to a stage comes first: once its checkpoint is there, the stage is over and nothing is written again.
-    if boundary:
-        write_atomically(folder / "histograms" / f"{stage}.json", json.dumps(_histograms(checkpoint.tensors)))
+    masked = progress.phase == "fine-tuning" and progress.epoch == 0  # the mask was just chosen
+    if boundary or masked:
+        path = folder / "histograms" / f"{stage}{'-masked' * masked}.json"
+        write_atomically(path, json.dumps(_histograms(checkpoint.tensors)))
     if progress.phase == "finished":
         model = {name[6:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model.")}
         write_atomically(folder / "model" / "model.safetensors", save(model, {"format": "pt"}))
@@ -319,19 +322,53 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
     return digest.hexdigest()
 
 
-def _histograms(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
-    """Of each pruned parameter: lower edge (in eighths of an octave, log2 of the magnitude) -> weights kept there."""
+def _histograms(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Of each pruned parameter: its size, and the bins of a coarse MagnitudeHistogram with the weights kept there."""
     found = {}
     for label, packed in tensors.items():
         if label.startswith("mask."):
             name = label.removeprefix("mask.")
             weight = tensors[f"model.{name}"]
-            histogram = MagnitudeHistogram.of(weight, alive=unpack(packed, weight.shape) & (weight != 0))
-            edges = np.floor(8 * np.log2(np.maximum(histogram.magnitudes, 1e-38))).astype(int)
-            low = int(edges.min(initial=0))
-            counts = np.bincount(edges - low, weights=histogram.counts)
-            found[name] = {str(low + place): int(count) for place, count in enumerate(counts) if count}
+            histogram = MagnitudeHistogram.of(weight, alive=unpack(packed, weight.shape)).coarse()
+            counts = zip(histogram.bins.tolist(), histogram.counts.tolist(), strict=True)
+            found[name] = {"size": histogram.size, "counts": {str(place): count for place, count in counts}}
     return found
+
+
+def read_histograms(folder: str | Path, stage: int, *, masked: bool = False) -> dict[str, MagnitudeHistogram]:
+    """Magnitudes of the weights kept, by parameter, at the end of ``stage`` (0: dense), or ``masked``: at its start.
+
+    Their bins are at most 0.8 % wide. They stay when the weights themselves do not (keep_stages = last).
+
+    Raises:
+        ValueError: the stage was not reached, or the file is damaged.
+    """
+    path = Path(folder) / "histograms" / f"{stage}{'-masked' * masked}.json"
+    try:
+        return {
+            name: MagnitudeHistogram(
+                np.array([int(place) for place in record["counts"]], dtype=np.int64),
+                np.array(list(record["counts"].values()), dtype=np.int64),
+                int(record["size"]),
+            )
+            for name, record in json.loads(path.read_text(encoding="utf-8")).items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error!r}). Choose a stage that the run has reached.") from error
+
+
+def stage_checkpoints(folder: str | Path) -> tuple[dict[int, Path], dict[int, Path]]:
+    """Checkpoints by stage: those at its end, with the weights (0: dense), and those that hold its mask."""
+    ends: dict[int, Path] = {}
+    masked: dict[int, Path] = {}
+    for path in _checkpoints(Path(folder)):
+        end, tuning = re.search(r"-stage(\d+)$", path.stem), re.search(r"-fine-tuning(\d+)-", path.stem)
+        if end:
+            ends[int(end[1])] = path
+        found = end or tuning
+        if found and int(found[1]):
+            masked[int(found[1])] = path
+    return ends, masked
 
 
 def stage_table(folder: str | Path) -> list[dict[str, Any]]:

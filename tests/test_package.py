@@ -22,6 +22,7 @@ ROOMS = [
     "sampling",
     "schedules",
     "config",
+    "state",
     "events",
     "masks",
     "criteria",
@@ -36,7 +37,9 @@ ROOMS = [
     "jobs",
     "bench",
     "explore",
+    "figures",
     "charts",
+    "pictures",
     "report",
     "studies",
     "widgets",
@@ -44,7 +47,7 @@ ROOMS = [
     "cli",
 ]
 # Rooms of pure maths and plain data: no files, no networks.
-PURE = ["checks", "histogram", "keepcurve", "sampling", "schedules", "config", "events"]
+PURE = ["checks", "histogram", "keepcurve", "sampling", "schedules", "config", "state", "events"]
 
 PUBLIC = """
 KeepCurve MagnitudeHistogram RunConfig Split Task candidate_generator controls cubic_stages

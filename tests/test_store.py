@@ -34,6 +34,8 @@ import randprune_lab
 from randprune_lab import engine, store
 from randprune_lab.checks import keep_count
 from randprune_lab.events import CandidateScored, Checkpoint, EpochFinished, Resumed, RunStarted, StageFinished, Warned
+from randprune_lab.histogram import MagnitudeHistogram
+from randprune_lab.masks import unpack
 
 STAGES3 = {"stages": (0.3, 0.6, 0.9)}
 
@@ -64,13 +66,15 @@ def ends_like(folder, whole):
 
 # ---- the folder
 
+HISTOGRAMS = ["0.json", "1-masked.json", "1.json", "2-masked.json", "2.json"]
+
 
 def test_what_is_in_the_folder(finished):
     names = {path.name for path in finished.iterdir()} - {".lock"}
     assert names == {"config.json", "events.jsonl", "checkpoints", "histograms", "model"}
     assert json.loads((finished / "config.json").read_text()) == small().model_dump(mode="json")
     assert store.read_config(finished) == small()
-    assert [path.name for path in sorted((finished / "histograms").iterdir())] == ["0.json", "1.json", "2.json"]
+    assert [path.name for path in sorted((finished / "histograms").iterdir())] == HISTOGRAMS
     stages = [path.stem.split("-")[1] for path in checkpoint_files(finished) if "epoch" not in path.stem]
     assert stages == ["stage0", "stage1", "stage2"]
     assert not list(finished.rglob("*.tmp"))
@@ -118,14 +122,35 @@ def test_the_finished_model_loads_with_plain_safetensors(finished):
 
 def test_histograms_count_what_is_kept(finished):
     for stage, sparsity in enumerate((0.0, *small().stages)):
-        found = json.loads((finished / "histograms" / f"{stage}.json").read_text())
+        found = store.read_histograms(finished, stage)
         tensors = read_tensors(boundary_file(finished, stage))
         for name, size in SIZES.items():
-            nonzero = int((tensors[f"model.{name}"] != 0).sum())
-            assert sum(found[name].values()) == nonzero <= keep_count(size, sparsity)
-            largest = float(tensors[f"model.{name}"].abs().max())
-            top = max(map(int, found[name]))
-            assert 2 ** ((top - 0.2) / 8) <= largest <= 2 ** ((top + 1.2) / 8)  # edges are those of ~0.8 % wide bins
+            weight = tensors[f"model.{name}"]
+            mask = unpack(tensors[f"mask.{name}"], weight.shape)
+            assert found[name].size == size
+            assert found[name].alive == keep_count(size, sparsity)
+            # Against numpy, at a few magnitudes: bins are at most 0.8 % wide.
+            for edge in (0.01, 0.05, 0.1):
+                low, high = (int((weight[mask].abs() >= edge * factor).sum()) for factor in (1.008, 0.992))
+                above = found[name].counts[found[name].magnitudes >= edge].sum()
+                assert low <= above <= high
+
+
+def test_histograms_of_the_moment_when_a_mask_is_chosen(finished):
+    for stage, sparsity in enumerate(small().stages, start=1):
+        before = read_tensors(boundary_file(finished, stage - 1))
+        masks = read_tensors(boundary_file(finished, stage))
+        for name, found in store.read_histograms(finished, stage, masked=True).items():
+            weight = before[f"model.{name}"]
+            mask = unpack(masks[f"mask.{name}"], weight.shape)
+            expected = MagnitudeHistogram.of(weight, alive=mask).coarse()
+            assert found.alive == keep_count(SIZES[name], sparsity)
+            assert (found.bins.tolist(), found.counts.tolist()) == (expected.bins.tolist(), expected.counts.tolist())
+
+
+def test_histograms_of_a_stage_that_was_not_reached(finished):
+    with pytest.raises(ValueError, match="Choose a stage that the run has reached"):
+        store.read_histograms(finished, 9)
 
 
 def test_checkpoints_come_back_bit_for_bit(tmp_path):
@@ -347,7 +372,7 @@ def test_a_full_disk_stops_the_run_with_what_it_had_intact(tmp_path, monkeypatch
     assert resume is None or not resume.damaged
     go_on(tmp_path, tiny(), **tiny_parts())
     assert ends_like(tmp_path, whole)
-    assert [path.name for path in sorted((tmp_path / "histograms").iterdir())] == ["0.json", "1.json", "2.json"]
+    assert [path.name for path in sorted((tmp_path / "histograms").iterdir())] == HISTOGRAMS
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
