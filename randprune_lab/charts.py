@@ -23,8 +23,14 @@ COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#8A6D00", "#000000")  # by run; re
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [12, 3])
 WIDTH, HEIGHT = 680, 260
+NUMBER = "format(datum.value, datum.value && abs(datum.value) < 0.001 ? '~e' : ',~g')"  # 1e-6, 0.01, 100,000
 DENSE, FINE_TUNING = "dense network", "fine-tuning under the mask"
 RANDOM, PLAIN, WINNER = "random mask", "plain (deterministic) mask", "winner of the stage"
+_RUNGS = {  # by winner: name, color, shape
+    None: (DENSE, GREY, "diamond"),
+    "plain": (PLAIN, VERMILION, "square"),
+    "random": (RANDOM, BLUE, "circle"),
+}
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -72,20 +78,11 @@ def accuracy_chart(rows: Rows, dense: float | None = None) -> alt.LayerChart:
     runs = list(dict.fromkeys(row["run"] for row in rows))
     steps = sorted({row["compression"] for row in rows}) or [1.0]
     points = _side_by_side(rows, runs)
-    x = alt.X(
-        "x:Q",
-        title="sparsity of the prunable weights, and their compression (log scale)",
-        scale=alt.Scale(type="log", domain=[steps[0] / 1.15, steps[-1] * 1.15], nice=False),
-        axis=alt.Axis(
-            values=steps,
-            labelExpr="[format(1 - 1 / datum.value, '.4f'), format(datum.value, '.1f') + 'x']",
-            labelOverlap="greedy",
-            grid=False,
-        ),
-    )
-    y = alt.Y("accuracy:Q", title="test accuracy", scale=alt.Scale(zero=False), axis=percent_axis())
+    bars = [point for point in points if point.get("low") is not None]
+    test = f"test accuracy (%){', mean and 95 % interval' if bars else ''}"
+    y = alt.Y("accuracy:Q", title=test, scale=alt.Scale(zero=False), axis=percent_axis())
     lines = of_rows(points).encode(
-        x=x,
+        x=_compressions(steps),
         y=y,
         color=alt.Color("run:N", scale=by_name(runs, COLORS), legend=alt.Legend(title=None, symbolStrokeWidth=0)),
     )
@@ -95,9 +92,9 @@ def accuracy_chart(rows: Rows, dense: float | None = None) -> alt.LayerChart:
         lines.mark_line(strokeWidth=2).encode(strokeDash=dash),
         lines.mark_point(size=80, filled=True, opacity=1).encode(shape=shape),
     ]
-    if bars := [point for point in points if point.get("low") is not None]:
+    if bars:
         bar = lines.mark_errorbar(ticks={"size": 9}, thickness=1.5)
-        layers.append(bar.encode(y=alt.Y("low:Q", title=y.title), y2="high:Q").properties(data=of_rows(bars).data))
+        layers.append(bar.encode(y=alt.Y("low:Q", title=test), y2="high:Q").properties(data=of_rows(bars).data))
     if dense is not None:
         rule = of_rows([{"accuracy": dense, "text": ["dense", accuracy(dense)]}]).encode(y="accuracy:Q")
         layers[:0] = [
@@ -117,6 +114,21 @@ def accuracy_sentence(rows: Rows, dense: float | None = None) -> str:
         parts.append(text + (f", {_measured(first)} at {first['sparsity']:.4f}" if len(own) > 1 else ""))
     start = "Test accuracy" if dense is None else f"Test accuracy (dense network: {accuracy(dense)})"
     return f"{start}: {'; '.join(parts) or 'no stage is finished'}."
+
+
+def _compressions(steps: Sequence[float]) -> alt.X:
+    """An axis with a tick at each of these compressions, rising."""
+    return alt.X(
+        "x:Q",
+        title="sparsity of the prunable weights, and their compression (log scale)",
+        scale=alt.Scale(type="log", domain=[steps[0] / 1.15, steps[-1] * 1.15], nice=False),
+        axis=alt.Axis(
+            values=steps,
+            labelExpr="[format(1 - 1 / datum.value, '.4f'), format(datum.value, '.1f') + 'x']",
+            labelOverlap="greedy",
+            grid=False,
+        ),
+    )
 
 
 def _measured(row: Row) -> str:
@@ -150,7 +162,7 @@ def candidates_chart(rows: Rows) -> alt.LayerChart:
     points = of_rows(marks).encode(
         x=alt.X("stage:O", title=within, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("candidate:O"),
-        y=alt.Y("accuracy:Q", title="accuracy that decides", scale=alt.Scale(zero=False), axis=percent_axis()),
+        y=alt.Y("accuracy:Q", title="accuracy that decides (%)", scale=alt.Scale(zero=False), axis=percent_axis()),
         color=alt.Color("kind:N", scale=by_name(kinds, (VERMILION, BLUE, GREEN)), title=None),
         shape=alt.Shape("kind:N", scale=by_name(kinds, ("square", "circle", "diamond")), title=None),
     )
@@ -181,42 +193,47 @@ def ladder_chart(rows: Rows) -> alt.LayerChart:
     Args:
         rows: as ``figures.ladder_rows`` gives them, in order of stages.
     """
-    kinds = {"plain": PLAIN, "random": RANDOM, None: DENSE}
-    rungs = [
-        {
-            "stage": f"stage {row['stage']}" if row["stage"] else "dense",
-            "density": 1 - row["sparsity"],
-            "kind": kinds[row["winner"]],
-            "lines": [
-                f"{row['sparsity']:.4f}",
-                f"{row['compression']:.1f}x",
-                row["winner"] or "-",
-                "-" if row["ir"] is None else f"{row['ir']:.3g}",
-                accuracy(row["accuracy"]),
-            ],
-        }
-        for row in rows
-    ]
-    shown = [kind for kind in kinds.values() if kind in {rung["kind"] for rung in rungs}]
-    heads = of_rows([{"lines": ["sparsity", "compression", "winner", "ir", "test accuracy"]}])
-    bars = of_rows(rungs).encode(
-        x=alt.X("stage:N", sort=None, title="stage, in order of pruning", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y(
-            "density:Q",
-            title="prunable weights left (%)",
-            scale=alt.Scale(domain=[0, 1.6], nice=False),
-            axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".0%"),
-        ),
+    rungs = [_rung(row) for row in rows]
+    shown = [look for look in _RUNGS.values() if look[0] in {rung["kind"] for rung in rungs}]
+    kinds, colors, shapes = ([look[place] for look in shown] for place in range(3))
+    color = alt.Color("kind:N", scale=by_name(kinds, colors), title=None)
+    shape = alt.Shape("kind:N", scale=by_name(kinds, shapes), title=None)
+    stages = of_rows(rungs).encode(
+        x=alt.X("stage:N", sort=None, title="stage, in the order of pruning", axis=alt.Axis(labelAngle=0))
     )
-    kind = alt.Color("kind:N", scale=by_name(shown, [_KIND_COLORS[name] for name in shown]), title=None)
-    shape = alt.Shape("kind:N", scale=by_name(shown, [_KIND_SHAPES[name] for name in shown]), title=None)
+    left = alt.Y(
+        "density:Q",
+        title="weights left (%)",
+        scale=alt.Scale(domain=[0, 1.6], nice=False),  # room for the table above the bars
+        axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], labelExpr="100 * datum.value + ' %'", titleAnchor="start"),
+    )
+    heads = of_rows([{"lines": ["sparsity", "compression", "winner", "ir", "test accuracy"]}])
+    table: dict[str, Any] = {"y": 6, "baseline": "top", "lineHeight": 16}
     layers = [
-        bars.mark_bar(opacity=0.35).encode(color=kind),
-        bars.mark_point(size=90, filled=True, opacity=1).encode(color=kind, shape=shape),
-        bars.mark_text(y=8, baseline="top", lineHeight=16).encode(text="lines:N", y=alt.Y()),
-        heads.mark_text(x=-6, y=8, baseline="top", align="right", lineHeight=16, color=GREY).encode(text="lines:N"),
+        stages.mark_bar(opacity=0.35).encode(y=left, color=color),
+        stages.mark_point(size=90, filled=True, opacity=1).encode(y=left, color=color, shape=shape),
+        stages.mark_text(**table).encode(text="lines:N"),
+        heads.mark_text(**table, x=-8, align="right", color=GREY).encode(text="lines:N"),
     ]
-    return layered(layers, "Each stage removes weights; a mask won, and training went on", ladder_sentence(rows))
+    return layered(layers, "Each stage removes weights: what is left, and whose mask won", ladder_sentence(rows))
+
+
+def _rung(row: Row) -> dict[str, Any]:
+    """A bar, and its column of the table above it."""
+    ir = "-" if row["ir"] is None else f"{row['ir']:.3g}"
+    cells = [
+        f"{row['sparsity']:.4f}",
+        f"{row['compression']:.1f}x",
+        row["winner"] or "-",
+        ir,
+        accuracy(row["accuracy"]),
+    ]
+    return {
+        "stage": f"stage {row['stage']}" if row["stage"] else "dense",
+        "density": 1 - row["sparsity"],
+        "kind": _RUNGS[row["winner"]][0],
+        "lines": cells,
+    }
 
 
 def ladder_sentence(rows: Rows) -> str:
@@ -269,7 +286,7 @@ def loss_sentence(rows: Rows) -> str:
     )
     if tuned:
         parts.append(f"of stage {stage} from {tuned[0]:.3g} to {tuned[-1]:.3g} (epochs: {len(tuned)})")
-    return "The training loss " + ", ".join(parts) + "."
+    return f"The training loss {', '.join(parts) or 'is unknown: no epoch is finished'}."
 
 
 def _epochs(rows: Rows) -> list[dict[str, Any]]:
@@ -293,19 +310,19 @@ def number_axis(field: str, title: str, values: Sequence[float]) -> alt.Y:
     """Whole decades on a log scale where the values span more than one, else a linear scale."""
     low, high = min(values, default=0.0), max(values, default=0.0)
     if low <= 0 or high < 10 * low:
-        return alt.Y(field, title=title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
+        return alt.Y(field, title=title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5, labelExpr=NUMBER))
     decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     scale = alt.Scale(type="log", domain=[decades[0], decades[-1]], nice=False)
-    return alt.Y(field, title=f"{title}, log scale", scale=scale, axis=alt.Axis(values=decades, format="~g"))
+    return alt.Y(field, title=f"{title}, log scale", scale=scale, axis=alt.Axis(values=decades, labelExpr=NUMBER))
 
 
 def _whole(points: Rows) -> alt.Axis:
     return alt.Axis(format="d", grid=False, tickCount=min(len(points), 12), tickMinStep=1)
 
 
-def percent_axis() -> alt.Axis:
+def percent_axis(ticks: int = 6) -> alt.Axis:
     """For shares in [0, 1]: 0.953 -> "95.3 %"."""
-    return alt.Axis(labelExpr="format(100 * datum.value, '.4~g') + ' %'", tickCount=6)
+    return alt.Axis(labelExpr="format(100 * datum.value, '.4~g') + ' %'", tickCount=ticks)
 
 
 def by_name(names: Sequence[str], values: Sequence[Any]) -> alt.Scale:
@@ -320,15 +337,16 @@ def of_rows(rows: Rows) -> alt.Chart:
 
 def layered(layers: Sequence[alt.Chart], title: str, description: str) -> alt.LayerChart:
     """One picture of several layers, the first at the bottom."""
-    return framed(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), title, description)
+    return framed(alt.LayerChart(layer=list(layers), width=WIDTH, height=HEIGHT), title, description)
 
 
 def framed(chart: Framed, title: str, description: str) -> Framed:
     """What all charts share: a title, a description for those who cannot see it, and their looks."""
-    return (
+    finished: Framed = (
         chart.properties(title=title, description=description, background="white", padding=8)
         .configure_title(fontSize=15, anchor="start", offset=18)
         .configure_axis(labelFontSize=11, titleFontSize=12, titleFontWeight="normal", titlePadding=8)
         .configure_legend(orient="bottom", labelFontSize=12, labelLimit=400, columns=4, symbolLimit=20)
         .configure_view(stroke="#d0d0d0")
     )
+    return finished

@@ -292,42 +292,75 @@ def _conclude(folders: dict[str, Path], *, as_json: bool) -> None:
 
 
 def explore(
-    model: Annotated[str, typer.Argument(help="A folder or file of safetensors, or a Hub id.")],
-    sparsity: Annotated[float, typer.Option(help="Share of each matrix that is removed, in [0, 1).")] = 0.9375,
-    sampling_ratio: Annotated[float, typer.Option("--sampling-ratio", "--sr", help="sr: M = sr * C draws.")] = 5e-5,
-    schedule: Annotated[str, typer.Option(help="C: pruned weights (decrease), kept ones (increase).")] = "decrease",
+    model: Annotated[str, typer.Argument(help="A folder or file of safetensors, a run's folder, or a Hub id.")],
+    sparsity: Annotated[float | None, typer.Option(help="Share of each matrix that is removed, in [0, 1).")] = None,
+    sampling_ratio: Annotated[
+        float | None, typer.Option("--sampling-ratio", "--sr", help="sr: M = sr * C draws.")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="C: pruned weights (decrease), kept ones (increase).")] = None,
     samples: Annotated[int | None, typer.Option(help="M itself; then sr does not count.")] = None,
-    power: Annotated[float, typer.Option("--power", "-T", help="T: selection weights are |w|**T.")] = 5.0,
+    target_ir: Annotated[float | None, typer.Option(help="The ir of every tensor, through T; M is --samples.")] = None,
+    power: Annotated[float | None, typer.Option("--power", "-T", help="T: selection weights are |w|**T.")] = None,
     reach: Annotated[float | None, typer.Option("--reach", "-r", help="r: draw from the r * keep largest.")] = None,
-    ties: Annotated[str, typer.Option(help="Who is kept among equal counts: random or magnitude.")] = "random",
-    draw: Annotated[int, typer.Option(min=0, help="Draw this many masks of each matrix, too.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the masks drawn.")] = 0,
+    scope: Annotated[str | None, typer.Option(help="layer: each tensor by itself; global: all as one vector.")] = None,
+    ties: Annotated[str | None, typer.Option(help="Who is kept among equal counts: random or magnitude.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="With --html: masks to draw, with the plain one.")] = None,
+    stage: Annotated[int | None, typer.Option(help="Of a run: the stage to look at.")] = None,
+    moment: Annotated[str | None, typer.Option(help="Of a run: before or after that stage's mask.")] = None,
+    tensor: Annotated[str | None, typer.Option(help="With --html: the tensor to begin with.")] = None,
+    draw: Annotated[int, typer.Option(min=0, max=1000, help="Draw this many masks of each matrix, too.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the masks drawn.")] = None,
     include: Annotated[str, typer.Option(help="Only tensors whose name this regular expression finds.")] = "",
     exclude: Annotated[str | None, typer.Option(help="No tensor whose name this one finds.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write panels 1 to 4 into this file, a page of its own.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Every weight matrix of a checkpoint: its threshold, and the randomness that a mask of it would have."""
+    """Every weight matrix of a checkpoint or a run: its threshold, and the randomness that a mask would have."""
     from randprune_lab.checks import check_option
-    from randprune_lab.explore import ExploreSettings, tensor_table
-    from randprune_lab.keepcurve import TIES
+    from randprune_lab.explore import Explorer
     from randprune_lab.schedules import RATIO_SCHEDULES
+    from randprune_lab.sources import open_source
+    from randprune_lab.state import ExploreState
 
-    settings = ExploreSettings(
-        sparsity=sparsity,
-        sampling_ratio=sampling_ratio,
-        schedule=check_option("schedule", schedule, RATIO_SCHEDULES),
-        samples=samples,
-        power=power,
-        reach=reach,
-        ties=check_option("ties", ties, TIES),
-        draw=draw,
-        seed=seed,
-    )
-    rows = list(tensor_table(model, settings, include=include, exclude=exclude))
-    if as_json:
-        print_json({"settings": dataclasses.asdict(settings), "tensors": [dataclasses.asdict(row) for row in rows]})
+    given = {
+        "model": model,
+        "tensor": tensor,
+        "stage": stage,
+        "moment": moment,
+        "sparsity": sparsity,
+        "scope": scope,
+        "samples": samples,
+        "sampling_ratio": sampling_ratio,
+        "target_ir": target_ir,
+        "power": power,
+        "reach": reach,
+        "ties": ties,
+        "candidates": candidates,
+        "seed": seed,
+    }
+    if target_ir is not None:
+        given["randomness"] = "target_ir"
+    elif samples is not None:
+        given["randomness"] = "fixed"
+    elif schedule is not None:
+        given["randomness"] = check_option("schedule", schedule, RATIO_SCHEDULES)
+    explorer = Explorer(open_source(model))
+    asked = {name: value for name, value in given.items() if value is not None}
+    state = explorer.start(ExploreState.model_validate({"model": model, "stage": stage or 1}))
+    state = explorer.start(state.but(**asked))
+    rows = list(explorer.rows(state, include=include, exclude=exclude, draws=draw))
+    for row in rows:
+        if row.problem:
+            raise ValueError(f"{row.problem} Or leave this tensor out with exclude.")
+    if html is not None:
+        from randprune_lab.page import write_page
+
+        say(f"page: {write_page(html, explorer, state)}")
+    elif as_json:
+        settings = state.model_dump(mode="json")
+        print_json({"settings": settings, "tensors": [dataclasses.asdict(row) for row in rows]})
     else:
-        print_tensors(model, settings, rows)
+        print_tensors(model, state, rows, draws=draw)
 
 
 def bench(

@@ -60,7 +60,7 @@ def threshold_rows(histogram: MagnitudeHistogram, sparsities: Iterable[float] = 
 
 
 def magnitude_rows(
-    histogram: MagnitudeHistogram, sparsities: Iterable[float] = PAPER_SPARSITIES, *, bins: int = 90
+    histogram: MagnitudeHistogram, sparsities: Iterable[float] = PAPER_SPARSITIES, *, bins: int = 60
 ) -> list[Row]:
     """The histogram of abs(w) once for each sparsity, cut at its tau: the bars of Figure 1.
 
@@ -108,7 +108,7 @@ def keep_curve_rows(
     ties: Ties = "random",
     points: int = 80,
 ) -> list[Row]:
-    """The chance q to be kept by magnitude, a curve for each power T, where it is neither 0 nor 1.
+    """The chance q to be kept by magnitude, a curve for each power T, where it is neither 0 nor 1 and below 3 tau.
 
     Returns:
         power, magnitude, q.
@@ -122,7 +122,9 @@ def keep_curve_rows(
     undecided = np.concatenate([[tau], *map(_undecided, curves)])
     low, high = undecided.min(), undecided.max()
     margin = 0.1 * (high - low or tau)
-    grid = np.linspace(max(0.0, low - margin), high + margin, points)
+    grid = np.linspace(max(0.0, low - margin), min(high + margin, 3 * tau or 1.0), points // 2)
+    near = np.linspace(0.75 * tau, 1.25 * tau, points - len(grid))  # large T: steep
+    grid = np.unique(np.append(grid, near.clip(grid[0], grid[-1])))
     if reach is not None:  # below the reach the curve falls straight to 0
         edge = histogram.largest(curves[0].drawable).magnitude
         grid = np.unique(np.append(grid, [edge * (1 - 5e-4), edge * (1 + 5e-4)]).clip(grid[0], grid[-1]))

@@ -155,6 +155,19 @@ class KeepCurve:
         """Pi of each occupied bin: the chance of a weight that can be drawn to be taken by one draw."""
         return _inclusion(self._law.log_lambda, self.histogram.selection_logs(self.histogram.magnitudes, self.power))
 
+    @property
+    def decided_by_ties(self) -> float:
+        """The share of the kept weights whose count stands at the cut: equals of theirs are pruned.
+
+        With ties by magnitude the cut moves from mask to mask; the share is then that of its most likely place.
+        """
+        law, inside = self._law, self.drawable_counts
+        if not law.tied or law.samples == 1:  # one draw takes exactly as many as are kept
+            return 0.0
+        cut = law.cut if self.ties == "random" else sorted(law.tied)[len(law.tied) // 2]
+        above = _exceeds(cut, law.samples, self.inclusions)
+        return float((inside * (self.probabilities - above)).clip(min=0).sum()) / self.keep
+
     @overload
     def keep_probability(self, magnitude: float) -> float: ...
     @overload

@@ -20,7 +20,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from randprune_lab.bench import Claim, Measurement
     from randprune_lab.config import RunConfig
-    from randprune_lab.explore import ExploreSettings, TensorRow
+    from randprune_lab.explore import TensorRow
+    from randprune_lab.state import ExploreState
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # what a wrong command line raises
 
@@ -135,11 +136,15 @@ def print_runs(
         say("One seed, an illustration: `randprune bench --claims` runs ten.")
 
 
-def print_tensors(model: str, settings: ExploreSettings, rows: Iterable[TensorRow]) -> None:
+def print_tensors(model: str, state: ExploreState, rows: Iterable[TensorRow], *, draws: int) -> None:
     """The matrices of a checkpoint."""
-    title = f"{model} at sparsity {settings.sparsity:g} ({1 / (1 - settings.sparsity):.3g}x), T = {settings.power:g}"
-    title += f", r = {settings.reach:g}" if settings.reach else ", no reach"
-    columns = ["tensor", "weights", "tau", "near tau", "M", "ir", "swapped"] + ["ir drawn"] * bool(settings.draw)
+    aimed = state.randomness == "target_ir"
+    how = f"target ir = {state.target_ir:g}" if aimed else f"T = {state.power:g}"
+    title = f"{model} at sparsity {state.sparsity:g} ({1 / (1 - state.sparsity):.3g}x), {how}"
+    title += f", r = {state.reach:g}" if state.reach else ", no reach"
+    title += ", all prunable tensors as one" if state.scope == "global" else ""
+    columns = ["tensor", "weights", "tau", "near tau", "M", *["T"] * aimed, "ir", "swapped"]
+    columns += ["ir drawn"] * bool(draws)
     cells = [
         [
             row.name,
@@ -147,9 +152,10 @@ def print_tensors(model: str, settings: ExploreSettings, rows: Iterable[TensorRo
             "-" if row.threshold is None else f"{row.threshold:.4g}",
             f"{row.near_threshold:.1%}",
             f"{row.samples:,}",
+            *([f"{row.power:.4g}"] if aimed else []),
             f"{row.expected_ir:.5f}",
             f"{row.swapped:.2%}",
-            *([_mean_and_spread(row.drawn_ir)] if settings.draw else []),
+            *([_mean_and_spread(row.drawn_ir)] if draws else []),
         ]
         for row in rows
     ]
@@ -157,7 +163,7 @@ def print_tensors(model: str, settings: ExploreSettings, rows: Iterable[TensorRo
     say(
         "tau: the smallest magnitude that the plain mask keeps. near tau: weights from 2/3 tau to 4/3 tau. "
         "M: masks drawn and added up. ir, swapped: expected, in closed form."
-        + (f" ir drawn: of {settings.draw} masks, mean ± standard deviation." if settings.draw else "")
+        + (f" ir drawn: of {draws} masks, mean ± standard deviation." if draws else "")
     )
 
 

@@ -1,0 +1,655 @@
+// The live panels 1 to 4: controls, threshold microscope, keep curve, candidates, introduced randomness, table of tensors.
+//
+// Python works everything out and sends small plain parts; this module draws them and says what the user moved. It knows no
+// host: an adapter of a few lines calls mount() in Jupyter, in Streamlit and in a page without Python. No imports, no network.
+// Order of the file: style, numbers, scales, svg, conversation, controls, panels 1 2 4 3, table, mount.
+
+const STYLE = `
+.rp-root { container-type: inline-size; width: 100%; box-sizing: border-box; font: 14px/1.4 system-ui, sans-serif; color: var(--rp-text);
+  --rp-text: #1d2129; --rp-muted: #555c68; --rp-line: #c9ced6; --rp-grid: #e6e9ee; --rp-back: #ffffff; --rp-field: #f4f6f8;
+  --rp-kept: #0072B2; --rp-pruned: #D55E00; --rp-undecided: #009E73; --rp-focus: #0b57d0; --rp-near: #f3efdf; --rp-empty: #e9ecf0;
+  --rp-error: #a3160f; --rp-error-back: #fdecea; --rp-warning-back: #fff4d6; --rp-info-back: #e8f1fb; }
+.rp-root.rp-dark { --rp-text: #e8eaee; --rp-muted: #adb4c0; --rp-line: #4a505b; --rp-grid: #31363e; --rp-back: #1b1e23; --rp-field: #272b32;
+  --rp-focus: #8ab4f8; --rp-near: #2f2d22; --rp-empty: #30353d;
+  --rp-error: #ffb4ab; --rp-error-back: #4a1f1c; --rp-warning-back: #453a17; --rp-info-back: #1f3247; color-scheme: dark; }
+.rp-root *, .rp-root *::before { box-sizing: border-box; }
+.rp-frame { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; }
+.rp-side, .rp-root section { min-width: 0; padding: 12px; border: 1px solid var(--rp-line); border-radius: 8px; background: var(--rp-back); }
+.rp-root h2, .rp-root h3, .rp-root p, .rp-root figure, .rp-root fieldset { margin: 0; padding: 0; border: 0; min-width: 0; }
+.rp-root h2 { font-size: 16px; line-height: 1.3; overflow-wrap: anywhere; }
+.rp-root h3 { font-size: 15px; line-height: 1.3; overflow-wrap: anywhere; }
+.rp-head { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: baseline; margin-bottom: 6px; }
+.rp-badge { font-size: 12px; padding: 0 7px; border: 1px solid var(--rp-line); border-radius: 9px; color: var(--rp-muted); }
+.rp-badge:empty, .rp-notices:empty { display: none; }
+.rp-root p.sentence { margin-top: 6px; font-size: 13px; color: var(--rp-muted); overflow-wrap: anywhere; }
+.rp-legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12px; color: var(--rp-muted); }
+.rp-legend span { display: inline-flex; align-items: center; gap: 5px; }
+.rp-legend svg { width: 14px; height: 12px; }
+.rp-root svg { display: block; }
+.rp-root svg text { font: 12px system-ui, sans-serif; fill: var(--rp-muted); font-variant-numeric: tabular-nums; }
+.rp-root svg text.rp-strong { fill: var(--rp-text); }
+.rp-root svg text.rp-halo { paint-order: stroke; stroke: var(--rp-back); stroke-width: 4px; stroke-linejoin: round; }
+.rp-drawing { min-width: 0; overflow: hidden; }
+.rp-body { transition: opacity .2s; }
+.stale > .rp-body { opacity: .45; }
+.rp-late > .rp-body { opacity: .55; transition-delay: .4s; }
+.rp-axis, .rp-grid { stroke: var(--rp-line); fill: none; shape-rendering: crispEdges; }
+.rp-grid { stroke: var(--rp-grid); }
+.rp-near-band { fill: var(--rp-near); }
+.rp-bracket { stroke: var(--rp-muted); fill: none; }
+.bar { stroke-width: .5; }
+.bar.kept { fill: var(--rp-kept); }
+.bar.pruned { fill: var(--rp-pruned); fill-opacity: .5; stroke: var(--rp-pruned); }
+.bar.undecided { stroke: var(--rp-undecided); }
+.inset-bar { fill: var(--rp-muted); }
+.rp-window { fill: var(--rp-focus); fill-opacity: .16; stroke: var(--rp-focus); }
+.tau-rule { stroke: var(--rp-text); stroke-width: 2; }
+.reach-rule { stroke: var(--rp-text); stroke-width: 1.5; stroke-dasharray: 5 4; }
+.rp-handle { fill: var(--rp-text); stroke: var(--rp-back); }
+.rp-hit { fill: transparent; cursor: ew-resize; touch-action: none; }
+.rp-frozen .rp-hit { display: none; }
+.curve-line, .sweep-line { stroke: var(--rp-undecided); stroke-width: 2.5; fill: none; }
+.sweep-line { stroke: var(--rp-kept); }
+.step-line { stroke: var(--rp-text); stroke-width: 1.5; stroke-dasharray: 6 4; fill: none; }
+.drawn-dot, .candidate-dot { fill: var(--rp-back); stroke: var(--rp-pruned); stroke-width: 1.5; }
+.current-point { fill: var(--rp-text); stroke: var(--rp-back); stroke-width: 1.5; }
+.banner, .rp-notice, .rp-alert { margin: 6px 0 0; padding: 5px 9px; border-radius: 6px; font-size: 13px; background: var(--rp-info-back); overflow-wrap: anywhere; }
+.rp-root p.banner, .rp-notice.rp-warning { margin-top: 6px; padding: 5px 9px; background: var(--rp-warning-back); }
+.rp-root .rp-alert, .rp-root .rp-notice { margin: 0 0 8px; padding: 7px 10px; }
+.rp-root .rp-alert, .rp-notice.rp-error { background: var(--rp-error-back); color: var(--rp-error); }
+.rp-alert[hidden], .rp-root [hidden] { display: none; }
+.rp-root button, .rp-root select, .rp-root input { font: inherit; font-size: 13px; color: var(--rp-text); accent-color: var(--rp-kept); }
+.rp-root button, .rp-root select, .rp-root .rp-box { background: var(--rp-field); border: 1px solid var(--rp-line); border-radius: 5px; padding: 2px 7px; min-height: 26px; }
+.rp-root button { cursor: pointer; }
+.rp-root button:disabled { cursor: default; opacity: .6; }
+.rp-root button[aria-pressed=true] { background: var(--rp-kept); border-color: var(--rp-kept); color: #fff; }
+.rp-root :focus-visible { outline: 2px solid var(--rp-focus); outline-offset: 1px; }
+.rp-controls { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; margin-top: 8px; }
+.rp-root legend { padding: 0; font-weight: 600; }
+.rp-fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); gap: 8px 16px; margin-top: 4px; }
+.rp-control label { display: flex; gap: 6px; align-items: baseline; font-size: 13px; }
+.rp-symbol { font-style: italic; color: var(--rp-muted); }
+.rp-follows-word { margin-left: auto; font-size: 12px; color: var(--rp-muted); }
+.rp-control:not(.rp-follows) .rp-follows-word { display: none; }
+.rp-follows input { accent-color: var(--rp-line); color: var(--rp-muted) !important; }
+.rp-row { display: flex; gap: 8px; align-items: center; }
+.rp-row input[type=range] { flex: 1 1 60px; min-width: 60px; margin: 0; }
+.rp-row .rp-box { flex: 0 0 92px; width: 92px; text-align: right; font-variant-numeric: tabular-nums; }
+.rp-unit { font-size: 12px; color: var(--rp-muted); }
+.rp-control select { width: 100%; }
+.rp-sweep-control { margin-bottom: 6px; max-width: 260px; }
+.rp-code { margin-top: 12px; font-size: 13px; }
+.rp-code pre { margin: 6px 0 0; padding: 8px; border-radius: 5px; background: var(--rp-field); font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
+`;
+
+const STYLE_OF_LISTS = `
+.rp-strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 10px; margin-top: 8px; }
+.strip svg, .rp-pair svg { width: 100%; max-height: 200px; background: var(--rp-empty); border: 1px solid var(--rp-line); }
+.rp-pair { margin-top: 10px; }
+.rp-pair svg { max-width: 420px; max-height: 420px; }
+.rp-cells { shape-rendering: crispEdges; }
+.rp-cells.both { fill: var(--rp-kept); }
+.rp-cells.in { fill: var(--rp-undecided); }
+.rp-cells.out { fill: var(--rp-pruned); }
+.rp-cells.neither { fill: var(--rp-empty); }
+.strip figcaption { font-size: 12px; color: var(--rp-muted); }
+.strip figcaption b { display: block; font-size: 13px; color: var(--rp-text); }
+.strip figcaption span { display: block; }
+.strip.rp-reference svg { outline: 2px solid var(--rp-kept); }
+.rp-buttons { display: flex; gap: 6px; margin-top: 4px; }
+.rp-scroll { overflow: auto; max-width: 100%; }
+.rp-matrix { margin-top: 12px; }
+.rp-matrix table { border-collapse: collapse; font-size: 12px; }
+.rp-matrix caption { text-align: left; font-size: 12px; color: var(--rp-muted); padding-bottom: 4px; }
+.rp-matrix th { font-weight: 400; color: var(--rp-muted); padding: 1px 5px; }
+.rp-matrix td { padding: 1px; }
+.rp-root button.cell { width: 46px; min-height: 24px; padding: 0; border: 1px solid transparent; border-radius: 3px; font-size: 12px; font-variant-numeric: tabular-nums; }
+.rp-root button.cell[aria-pressed=true] { outline: 2px solid var(--rp-text); outline-offset: 0; }
+.rp-root button.cell:focus-visible { outline: 3px solid var(--rp-focus); outline-offset: 1px; }
+.rp-table { max-height: 22rem; border: 1px solid var(--rp-line); border-radius: 5px; contain: content; }
+.rp-table table { width: 100%; border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+.rp-table th { position: sticky; top: 0; z-index: 1; background: var(--rp-field); padding: 0; text-align: right; }
+.rp-table th button { width: 100%; border: 0; background: none; text-align: inherit; font-weight: 600; white-space: nowrap; }
+.rp-table td { padding: 1px 7px; text-align: right; white-space: nowrap; border-top: 1px solid var(--rp-grid); }
+.rp-table th:first-child, .rp-table td:first-child { text-align: left; }
+.rp-table td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 150px; }
+.rp-table td.rp-problem { text-align: left; white-space: normal; color: var(--rp-error); }
+.rp-table td button { border: 0; background: none; padding: 0; text-align: left; text-decoration: underline; overflow-wrap: anywhere; }
+.rp-table tr[aria-current] td { background: var(--rp-info-back); }
+.rp-table tr.rp-light td, .rp-table tr.rp-light button { color: var(--rp-muted); }
+@container (min-width: 900px) {
+  .rp-frame { grid-template-columns: 300px repeat(2, minmax(0, 1fr)); align-items: start; }
+  .rp-side { grid-row: 1 / span 4; align-self: stretch; }
+  .rp-frame section { grid-column: 2 / span 2; }
+  .rp-frame section[data-panel=table] { grid-column: 1 / span 3; }
+}
+@container (min-width: 1300px) {
+  .rp-frame section[data-panel=candidates] { grid-column: 2; }
+  .rp-frame section[data-panel=randomness] { grid-column: 3; }
+}
+`;
+
+// ---------------------------------------------------------------------------------------------------- numbers and text
+
+const SMALL = 1e-3; // below it, and from LARGE on, numbers are written with an exponent
+const LARGE = 1e7;
+const BOX_DIGITS = 10; // a number box must not hide digits that someone typed
+
+/** 4 significant digits, without idle zeros: 0.9375, 5e-5, 12. Nothing is the infinity that JSON cannot say. */
+function formatNumber(value, digits = 4) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return value < 0 ? "-∞" : "∞";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= SMALL && size < LARGE) return String(Number(value.toPrecision(digits)));
+  const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
+  return `${Number(mantissa)}e${Number(exponent)}`;
+}
+
+/** A count, with separated thousands: 2,359,296. */
+function formatCount(value) {
+  return Math.round(value).toLocaleString("en-US");
+}
+
+/** A share as a percentage: 0.0812 is "8.12 %". */
+function formatPercent(share, digits = 3) {
+  return `${formatNumber(share * 100, digits)} %`;
+}
+
+/** Names of tensors and files come from anywhere: no text from Python enters a page but through here. */
+function escapeText(text) {
+  const entities = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+  return String(text).replace(/[&<>"']/g, (sign) => entities[sign]);
+}
+
+/** Long paths differ at both ends: the middle goes. */
+function shorten(text, most = 48) {
+  const half = Math.floor((most - 1) / 2);
+  return text.length <= most ? text : `${text.slice(0, half)}…${text.slice(-half)}`;
+}
+
+/** A number as people type it: "5e-5", "0,5", "1,000". NaN for anything else. */
+function parseNumber(text) {
+  const bare = text.replace(/\s/g, "");
+  const thousands = /^[-+]?[1-9]\d{0,2}(,\d{3})+$/.test(bare);
+  const plain = thousands ? bare.replaceAll(",", "") : bare.replace(",", ".");
+  return plain === "" ? NaN : Number(plain);
+}
+
+// -------------------------------------------------------------------------------------------------------------- scales
+
+const DIGIT_WIDTH = 7; // pixels of a digit at 12 px, rounded up: text is never measured, that would force a layout
+const LABEL_GAP = 14; // pixels between two tick labels, at least
+
+/** A function from values to pixels, with its way back: a linear one. */
+function linearScale(low, high, from, to) {
+  const slope = (to - from) / (high - low || 1);
+  const scale = (value) => from + (value - low) * slope;
+  scale.invert = (pixel) => low + (pixel - from) / slope;
+  return scale;
+}
+
+/** The same on a log axis; what is not positive goes to the low end. */
+function logScale(low, high, from, to) {
+  const inner = linearScale(Math.log(low), Math.log(high), from, to);
+  return (value) => inner(Math.log(Math.max(value, low)));
+}
+
+function textWidth(text) {
+  return text.length * DIGIT_WIDTH;
+}
+
+/** Round tick values (1, 2 or 5 times a power of ten) with labels that do not run into each other. */
+function linearTicks(low, high, pixels, horizontal = true) {
+  if (!(high > low)) return [{ value: low, label: formatNumber(low) }];
+  for (let most = Math.max(2, Math.floor(pixels / 40)); ; most -= 1) {
+    const ticks = ticksAt(low, high, roundStep((high - low) / most));
+    const room = (pixels / (high - low)) * (ticks.length > 1 ? ticks[1].value - ticks[0].value : high - low);
+    const widest = Math.max(...ticks.map((tick) => textWidth(tick.label)));
+    if (most <= 1 || room >= (horizontal ? widest + LABEL_GAP : 24)) return ticks;
+  }
+}
+
+function roundStep(rough) {
+  const power = 10 ** Math.floor(Math.log10(rough));
+  return [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999) * power;
+}
+
+function ticksAt(low, high, step) {
+  const first = Math.ceil(low / step - 1e-9);
+  const last = Math.floor(high / step + 1e-9);
+  return Array.from({ length: last - first + 1 }, (_, i) => {
+    const value = (first + i) * step;
+    return { value, label: formatNumber(Number(value.toPrecision(12))) };
+  });
+}
+
+/** Ticks of a log axis: powers of ten, thinned where they crowd; 1, 2 and 5 of each where there are few. */
+function logTicks(low, high, pixels, horizontal = true) {
+  const from = Math.floor(Math.log10(low));
+  const to = Math.ceil(Math.log10(high));
+  const room = horizontal ? 6 * DIGIT_WIDTH + LABEL_GAP : 24;
+  const most = Math.max(1, Math.floor(pixels / room));
+  const stride = Math.max(1, Math.ceil((Math.log10(high / low) + 1) / most));
+  const factors = (to - from) * 3 <= most ? [1, 2, 5] : [1];
+  const ticks = [];
+  for (let exponent = from; exponent <= to; exponent += stride) {
+    for (const factor of factors) {
+      const value = Number(`${factor}e${exponent}`);
+      if (value >= low * 0.999 && value <= high * 1.001) ticks.push({ value, label: formatNumber(value) });
+    }
+  }
+  return ticks.length > 1 ? ticks : [low, high].map((value) => ({ value, label: formatNumber(value, 2) }));
+}
+
+// ----------------------------------------------------------------------------------------------------------------- svg
+
+const LEFT = 58; // margins of panels 1, 2 and 4: the same, so that 1 and 2 share their x axis
+const RIGHT = 16;
+const LEAST_WIDTH = 240;
+
+const px = (value) => Math.round(value * 100) / 100;
+
+function line(x1, y1, x2, y2, className) {
+  return `<line x1="${px(x1)}" y1="${px(y1)}" x2="${px(x2)}" y2="${px(y2)}" class="${className}"/>`;
+}
+
+function rect(x, y, width, height, attributes, title = "") {
+  const place = `x="${px(x)}" y="${px(y)}" width="${px(width)}" height="${px(height)}"`;
+  return `<rect ${place} ${attributes}>${title && `<title>${escapeText(title)}</title>`}</rect>`;
+}
+
+function label(x, y, text, anchor = "start", className = "") {
+  return `<text x="${px(x)}" y="${px(y)}" text-anchor="${anchor}" class="${className}">${escapeText(text)}</text>`;
+}
+
+/** A label centred at x, pushed inside from low to high. */
+function labelInside(x, y, text, low, high, className) {
+  const half = textWidth(text) / 2;
+  return label(Math.min(Math.max(x, low + half), Math.max(high - half, low + half)), y, text, "middle", className);
+}
+
+/** A path through points; a null starts a new stroke. */
+function strokes(points) {
+  let pen = "M";
+  let path = "";
+  for (const place of points) {
+    if (place) path += `${pen}${px(place[0])} ${px(place[1])}`;
+    pen = place ? "L" : "M";
+  }
+  return path;
+}
+
+function xAxis(scale, ticks, left, right, y, title) {
+  const marks = ticks.map(({ value, label: text }) => {
+    const x = scale(value);
+    return line(x, y, x, y + 4, "rp-axis") + labelInside(x, y + 17, text, left - LEFT, right + RIGHT);
+  });
+  return line(left, y, right, y, "rp-axis") + marks.join("") + label((left + right) / 2, y + 34, title, "middle");
+}
+
+function yAxis(scale, ticks, left, right, title, titleY) {
+  const marks = ticks.map(({ value, label: text }) => {
+    const y = scale(value);
+    return line(left, y, right, y, "rp-grid") + label(left - 6, y + 4, text, "end");
+  });
+  return marks.join("") + label(0, titleY, title);
+}
+
+/** Sets text or html only where it changed: elements that stay as they are keep focus, hover and half-done clicks. */
+function setHtml(element, html) {
+  if (element.rpHtml === html) return;
+  element.rpHtml = html;
+  element.innerHTML = html;
+}
+
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** The first element of html. */
+function elementOf(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html.trim();
+  return template.content.firstElementChild;
+}
+
+// -------------------------------------------------------------------------------------------------------- conversation
+
+const HELLO_AGAIN = 1000; // ms
+const PATIENCE = 5000; // ms
+const BUSY = "No answer for 5 s. The kernel is busy or gone: if it was restarted, run this cell again.";
+const GONE = "The kernel is gone: run this cell again.";
+
+/**
+ * One question in flight; of those that come meanwhile only the newest is kept. So a drag of 60 events ends on the last
+ * one, at the pace of Python, without timers. A page without Python (frozen) asks without waiting for answers.
+ */
+function createConversation(ask, frozen, showAlert) {
+  let lastSeq = 0;
+  let inFlight = null;
+  let next = null;
+  let overdue = false;
+  let patience = 0;
+
+  function send(question) {
+    lastSeq = Math.max(lastSeq + 1, Date.now()); // no reload and no second tab goes back
+    const asked = { ...question, seq: lastSeq };
+    if (!frozen) {
+      inFlight = asked;
+      clearTimeout(patience);
+      patience = setTimeout(complain, PATIENCE);
+    }
+    ask(asked);
+  }
+
+  function complain() {
+    overdue = true;
+    showAlert(BUSY);
+  }
+
+  function settles(part) {
+    // Whatever comes is good enough after a hello, or when Python comes back after a long silence.
+    return inFlight && (part.answers === inFlight.seq || inFlight.hello || overdue);
+  }
+
+  return {
+    ask(question) {
+      if (inFlight) next = question;
+      else send(question);
+    },
+    hello() {
+      send({ hello: true });
+    },
+    /** Takes note of a quick part. */
+    heard(part) {
+      lastSeq = Math.max(lastSeq, part.seq ?? 0, part.answers ?? 0);
+      if (inFlight && !settles(part)) return;
+      clearTimeout(patience);
+      inFlight = null;
+      overdue = false;
+      showAlert("");
+      const waiting = next;
+      next = null;
+      if (waiting) send(waiting);
+    },
+    /** Whether the user moved a control to what Python has not answered yet. (A dragged rule moves none by itself.) */
+    isAhead() {
+      return [inFlight, next].some((question) => question && !question.hello && !question.drag);
+    },
+    isIdle() {
+      return !inFlight;
+    },
+    end() {
+      clearTimeout(patience);
+    },
+  };
+}
+
+// ------------------------------------------------------------------------------------------------------------ controls
+
+const STEPS_A_DECADE = 20;
+const GROUPS = ["what", "how random", "look"];
+
+/** The values that a slider stops at, each once, from low to high. */
+function stopsOf({ low, high, step, scale, whole }) {
+  const values = [];
+  if (scale === "log") {
+    const last = Math.floor(Math.log10(high / low) * STEPS_A_DECADE + 1e-9);
+    for (let i = 0; i <= last; i += 1) values.push(low * 10 ** (i / STEPS_A_DECADE));
+  } else {
+    const stride = step > 0 ? step : (high - low) / 100;
+    const last = Math.floor((high - low) / stride + 1e-9);
+    const decimals = Math.max(decimalsOf(stride), decimalsOf(low));
+    for (let i = 0; i <= last; i += 1) values.push(Number((low + i * stride).toFixed(decimals)));
+  }
+  const rounded = values.map((value) => {
+    if (whole) return Math.round(value);
+    return scale === "log" ? Number(value.toPrecision(3)) : value;
+  });
+  return [...new Set([...rounded, high])].sort((a, b) => a - b); // once each: no key press goes unseen
+}
+
+function decimalsOf(value) {
+  const [mantissa, exponent] = String(value).split("e");
+  return Math.min(Math.max((mantissa.split(".")[1] ?? "").length - Number(exponent ?? 0), 0), 20);
+}
+
+/** The place of the stop nearest to a value, by ratio on a log scale. */
+function nearestStop(stops, value, scale) {
+  const distance = (stop) => (scale === "log" ? Math.abs(Math.log(stop / value)) : Math.abs(stop - value));
+  let best = 0;
+  stops.forEach((stop, i) => {
+    if (distance(stop) < distance(stops[best])) best = i;
+  });
+  if (value === Infinity) best = stops.length - 1;
+  return best;
+}
+
+/** Marks an element that takes the keyboard: JupyterLab must leave its keys alone. */
+function focusable(element, field, help) {
+  element.dataset.lmSuppressShortcuts = "true";
+  element.dataset.field = field;
+  if (help) {
+    element.title = help;
+    element.setAttribute("aria-description", help);
+  }
+  return element;
+}
+
+/** The frame that every control shares: a label line above what is moved. */
+function controlFrame(control, id) {
+  const element = elementOf(`<div class="rp-control" data-control="${escapeText(control.field)}">
+    <label for="${id}"><span>${escapeText(control.label)}</span>
+      <span class="rp-symbol">${escapeText(control.symbol ?? "")}</span>
+      <span class="rp-unit">${escapeText(control.unit ?? "")}</span>
+      <span class="rp-follows-word">follows</span></label></div>`);
+  return element;
+}
+
+/** A slider with its number box, or only the box (kind "number"). show() sets both, onMove hears of the user's moves. */
+function createNumberControl(control, id, onMove) {
+  const element = controlFrame(control, id);
+  const row = element.appendChild(elementOf(`<div class="rp-row"></div>`));
+  const hasSlider = control.kind === "slider";
+  const hasNone = typeof control.none === "string";
+  const stops = hasSlider ? stopsOf(control) : [];
+  const box = focusable(document.createElement("input"), control.field, control.help);
+  box.type = "text";
+  box.className = "rp-box";
+  box.inputMode = "decimal";
+  box.autocomplete = "off";
+  const range = focusable(document.createElement("input"), control.field, control.help);
+  range.type = "range";
+  range.step = 1;
+  range.max = stops.length - 1 + (hasNone ? 1 : 0);
+  if (hasSlider) {
+    row.append(range);
+    box.setAttribute("aria-label", `${control.label} ${control.symbol ?? ""}, number`);
+  }
+  (hasSlider ? range : box).id = id;
+  row.append(box);
+  let shown = null;
+  let editing = false;
+
+  const asText = (value) => (value === null && hasNone ? control.none : formatNumber(value, BOX_DIGITS));
+
+  function show(value = null) {
+    shown = value;
+    if (!editing) box.value = asText(value);
+    const end = stops.length - 1;
+    const place = value === null ? end + (hasNone ? 1 : 0) : nearestStop(stops, value, control.scale);
+    if (range.value !== String(place)) range.value = place;
+    range.setAttribute("aria-valuetext", `${asText(value)} ${value === null ? "" : (control.unit ?? "")}`.trim());
+  }
+
+  function move(value) {
+    show(value);
+    onMove(value);
+  }
+
+  function commit() {
+    if (!editing) return;
+    editing = false;
+    const text = box.value.trim();
+    const value = parseNumber(text);
+    if (hasNone && (text === "" || text.toLowerCase() === control.none.toLowerCase())) move(null);
+    else if (Number.isFinite(value)) move(control.whole ? Math.round(value) : value);
+    else show(shown);
+  }
+
+  range.addEventListener("input", () => {
+    editing = false;
+    move(stops[range.value] ?? null);
+  });
+  box.addEventListener("input", () => {
+    editing = true;
+  });
+  box.addEventListener("blur", commit);
+  box.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") commit();
+    if (event.key !== "Escape" || !editing) return;
+    event.stopPropagation();
+    editing = false;
+    show(shown);
+  });
+  return { element, show, inputs: [range, box] };
+}
+
+/** A select; options are [{value, label}], or {group, options} for those under a heading. */
+function createSelect(control, id, onMove) {
+  const element = controlFrame(control, id);
+  const select = element.appendChild(focusable(document.createElement("select"), control.field, control.help));
+  select.id = id;
+  const values = new Map(); // a select knows only strings
+  const optionOf = ({ label: text, value }) => {
+    values.set(String(value), value);
+    return new Option(text, value);
+  };
+  for (const option of control.options) {
+    if (!option.group) select.append(optionOf(option));
+    else {
+      const group = select.appendChild(document.createElement("optgroup"));
+      group.label = option.group;
+      group.append(...option.options.map(optionOf));
+    }
+  }
+  select.addEventListener("change", () => onMove(values.get(select.value)));
+  const show = (value) => {
+    if (select.value !== String(value)) select.value = value;
+  };
+  return { element, show, inputs: [select] };
+}
+
+/**
+ * All controls, in the side column (the choice of what panel 4 sweeps stands in that panel). `view` is what mount() shares
+ * with its parts; see there.
+ */
+function createControls(view) {
+  const { side, sweepSlot } = view.places;
+  let described = "";
+  let items = []; // {control, item}
+  let selects = []; // of the source: {read, item}
+
+  const follows = (control) => control.rules?.length > 0 && !control.rules.includes(view.state.randomness);
+
+  function move(control, value) {
+    const change = { [control.field]: value };
+    if (follows(control)) {
+      // It rules from now on. What followed with it stays where it was, or the picture would jump.
+      change.randomness = control.rules[0];
+      if (view.derived) {
+        const { samples, power } = view.derived;
+        Object.assign(change, { samples: Math.max(1, Math.round(samples)), power }, { [control.field]: value });
+      }
+    }
+    view.propose(change);
+  }
+
+  function build(part) {
+    if (described === JSON.stringify(part)) return;
+    described = JSON.stringify(part);
+    const groups = [...new Set([...GROUPS, ...part.controls.map((control) => control.group)])];
+    const fieldsets = new Map(groups.map((name) => [name, fieldsetOf(name)]));
+    items = part.controls.map((control) => {
+      const create = control.kind === "select" ? createSelect : createNumberControl;
+      const item = create(control, `${view.id}-${control.field}`, (value) => move(control, value));
+      for (const input of item.inputs) input.disabled = view.frozen;
+      return { control, item };
+    });
+    keepFocus(view.root, () => {
+      sweepSlot.replaceChildren();
+      for (const { control, item } of items) {
+        const place = control.field === "sweep" ? sweepSlot : fieldsets.get(control.group).lastElementChild;
+        place.append(item.element);
+      }
+      const used = [...fieldsets.values()].filter((fieldset) => fieldset.lastElementChild.childElementCount);
+      side.querySelector(".rp-groups").replaceChildren(...used);
+    });
+    refresh();
+  }
+
+  function fieldsetOf(name) {
+    return elementOf(`<fieldset><legend>${escapeText(name)}</legend><div class="rp-fields"></div></fieldset>`);
+  }
+
+  function buildSource(part) {
+    const title = side.querySelector("h2");
+    title.textContent = shorten(part.model ?? "");
+    title.title = part.model ?? "";
+    const named = (tensor) => ({ value: tensor.name, label: `${tensor.name}  (${tensor.shape.join(" x ")})` });
+    const others = part.tensors.filter((tensor) => !tensor.prunable).map(named);
+    const options = part.tensors.filter((tensor) => tensor.prunable).map(named);
+    if (others.length) options.push({ group: "not pruned by default", options: others });
+    const help = part.prunable_words;
+    const tensors = { field: "tensor", label: "tensor", help, options };
+    selects = [
+      {
+        read: (state) => state.tensor,
+        item: createSelect(tensors, `${view.id}-tensor`, (tensor) => view.propose({ tensor })),
+      },
+    ];
+    if (part.moments?.length > 1) selects.push(momentSelect(part.moments));
+    const fields = side.querySelector(".rp-source");
+    keepFocus(view.root, () => fields.replaceChildren(...selects.map(({ item }) => item.element)));
+    refresh();
+  }
+
+  function momentSelect(moments) {
+    const key = ({ stage, moment }) => `${stage}:${moment}`;
+    const options = moments.map((entry) => ({ value: key(entry), label: entry.label }));
+    const item = createSelect({ field: "moment", label: "moment", options }, `${view.id}-moment`, (chosen) => {
+      const { stage, moment } = moments.find((entry) => key(entry) === chosen);
+      view.propose({ stage, moment });
+    });
+    return { read: key, item };
+  }
+
+  /** Shows the state; what follows shows what it comes to. */
+  function refresh() {
+    if (!view.state) return;
+    for (const { control, item } of items) {
+      const following = follows(control);
+      item.element.classList.toggle("rp-follows", following);
+      const values = following && view.derived ? view.derived : view.state;
+      item.show(values[control.field] ?? null);
+    }
+    for (const { read, item } of selects) item.show(read(view.state));
+  }
+
+  return { build, buildSource, refresh };
+}
+
+/** Runs `rebuild` and gives the focus back to the element that had it, or to its successor. */
+function keepFocus(root, rebuild) {
+  const focused = root.getRootNode().activeElement;
+  const inside = focused && root.contains(focused) && focused !== root;
+  const { field, key } = inside ? focused.dataset : {};
+  const kind = inside ? focused.type : "";
+  rebuild();
+  if (!inside || root.getRootNode().activeElement === focused) return;
+  const alike = [...root.querySelectorAll(key ? "[data-key]" : "[data-field]")];
+  const successor = alike.find((element) =>
+    key ? element.dataset.key === key : element.dataset.field === field && element.type === kind,
+  );
+  successor?.focus({ preventScroll: true });
+}

@@ -1,0 +1,318 @@
+"""Where the weights that people look at come from: a model in memory, a checkpoint on disk, any stage of a run.
+
+Nothing is read before it is asked for, and of a file one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from randprune_lab import store
+from randprune_lab.events import RunStarted
+from randprune_lab.histogram import MagnitudeHistogram, check_weight
+from randprune_lab.masks import unpack
+from randprune_lab.models import prunable_weights, weight_files
+from randprune_lab.state import MOST_CANDIDATES
+
+FLOATS = ("F64", "F32", "F16", "BF16")  # what safetensors calls them
+LAYERS_ALIKE = 4  # matrices that a block of a transformer has at least
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor before it is read. ``prunable``: a run would prune it by default."""
+
+    name: str
+    shape: tuple[int, ...]
+    prunable: bool
+
+    @property
+    def n(self) -> int:
+        """The number of its weights."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When in a run: ``before`` or ``after`` the mask of ``stage`` was applied."""
+
+    stage: int
+    moment: str
+    label: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """The weights of one tensor at one moment.
+
+    Attributes:
+        weight: the values; None where a run has kept their histogram only.
+        alive: bool, the weights that exist; None: those that are not 0.
+        recorded: the histogram, where it is known without the weights.
+    """
+
+    weight: Tensor | None
+    alive: Tensor | None = None
+    recorded: MagnitudeHistogram | None = None
+
+    def histogram(self) -> MagnitudeHistogram:
+        """The magnitudes of the weights that exist."""
+        if self.weight is None:
+            assert self.recorded is not None
+            return self.recorded
+        return MagnitudeHistogram.of(self.weight, alive=self.alive)
+
+
+class Source(Protocol):
+    """Weights by name and, where there are several, by moment."""
+
+    label: str
+    kind: str
+    tensors: dict[str, TensorInfo]
+    moments: tuple[Moment, ...]
+
+    def read(self, name: str, stage: int, moment: str) -> Layer:
+        """The weights of a tensor.
+
+        Raises:
+            ValueError: they cannot be read, or are no weights.
+        """
+        ...
+
+    def version(self, name: str) -> Hashable:
+        """Changes when the weights change: what was worked out before is then void."""
+        ...
+
+    def settings(self, stage: int) -> dict[str, Any]:
+        """With what settings masks were drawn at ``stage``, by field of ExploreState; empty where nothing was drawn."""
+        ...
+
+
+def open_source(model: nn.Module | Mapping[str, Tensor] | Tensor | str | Path) -> Source:
+    """Weights to look at.
+
+    Args:
+        model: a network, a dict of tensors or one tensor, in memory; or the path of a run's folder, of a folder or file
+            of safetensors; or a Hub id.
+
+    Raises:
+        ValueError: nothing readable is there; only a pickle is, or nothing that holds floating-point numbers.
+    """
+    if isinstance(model, nn.Module | Tensor | Mapping):
+        return MemorySource(model)
+    text = str(model)
+    if not text.strip():
+        raise ValueError("no model is named. Pass a folder of safetensors, a run's folder or a Hub id.")
+    if "\0" in text:
+        raise ValueError(f"{text!r}: no path. Pass a folder of safetensors, a run's folder or a Hub id.")
+    path = Path(model)
+    try:
+        is_run = (path / "events.jsonl").is_file()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}). Pass a folder that you may read.") from error
+    return RunSource(path) if is_run else CheckpointSource(text)
+
+
+class MemorySource:
+    """A model, or tensors, in memory. What is trained meanwhile is seen at the next look."""
+
+    kind = "model"
+    moments: tuple[Moment, ...] = ()
+
+    def __init__(self, model: nn.Module | Mapping[str, Tensor] | Tensor) -> None:
+        if isinstance(model, nn.Module):
+            self.label = type(model).__name__
+            self._tensors: dict[str, Tensor] = dict(model.named_parameters())
+            try:
+                prunable = set(prunable_weights(model))
+            except ValueError:  # it has none
+                prunable = set()
+        else:
+            self._tensors = {"weight": model} if isinstance(model, Tensor) else dict(model)
+            self.label = "a tensor" if isinstance(model, Tensor) else f"{len(self._tensors)} tensors"
+            for name, tensor in self._tensors.items():
+                if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                    raise ValueError(
+                        f"{name!r} is a {type(tensor).__name__}: must be a tensor by its name. Pass model.state_dict()."
+                    )
+            shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+            prunable = prunable_names(shapes)
+        self.tensors = {
+            name: TensorInfo(name, tuple(tensor.shape), name in prunable)
+            for name, tensor in self._tensors.items()
+            if tensor.is_floating_point() and tensor.numel()
+        }
+        _refuse_nothing(self.label, self.tensors)
+
+    def read(self, name: str, stage: int, moment: str) -> Layer:
+        """The tensor itself, not a copy."""
+        weight = self._tensors[name].detach()
+        check_weight(weight, None)
+        return Layer(weight)
+
+    def version(self, name: str) -> Hashable:
+        """Torch counts the changes of a tensor in place."""
+        tensor = self._tensors[name]
+        return id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+
+    def settings(self, stage: int) -> dict[str, Any]:
+        """Nothing was drawn."""
+        return {}
+
+
+class CheckpointSource:
+    """Safetensors: a file, a folder with one or many, or a Hub id (downloaded into the Hub's cache)."""
+
+    kind = "checkpoint"
+    moments: tuple[Moment, ...] = ()
+
+    def __init__(self, model: str) -> None:
+        self.label = model
+        self._files: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in weight_files(model):
+            for name, shape in _floats_of(file):
+                self._files[name], shapes[name] = file, shape
+        prunable = prunable_names(shapes)
+        self.tensors = {name: TensorInfo(name, shape, name in prunable) for name, shape in shapes.items()}
+        _refuse_nothing(model, self.tensors)
+
+    def read(self, name: str, stage: int, moment: str) -> Layer:
+        """Only this tensor is in memory."""
+        (weight,) = _read(self._files[name], name)
+        return Layer(weight)
+
+    def version(self, name: str) -> Hashable:
+        """Of the file."""
+        return _stamp(self._files[name])
+
+    def settings(self, stage: int) -> dict[str, Any]:
+        """Nothing was drawn."""
+        return {}
+
+
+class RunSource:
+    """A run's folder: the dense network, and the weights before and after the mask of each stage.
+
+    Where a run has not kept the weights of a stage (keep_stages = last), their histograms are still there.
+    """
+
+    kind = "run"
+
+    def __init__(self, folder: Path) -> None:
+        self.label = str(folder)
+        self._folder = folder
+        self.config = store.read_config(folder)
+        started = next((event for event in store.story(folder) if isinstance(event, RunStarted)), None)
+        self._ends, self._masked = store.stage_checkpoints(folder)
+        if started is None or not self._ends:
+            raise ValueError(f"{folder}: this run has no weights to look at yet. Wait for its dense network.")
+        shapes = dict(_floats_of(next(iter(self._ends.values())), "model."))
+        self.tensors = {name: TensorInfo(name, shape, name in started.prunable) for name, shape in shapes.items()}
+        self.moments = tuple(self._moments())
+
+    def _moments(self) -> Iterator[Moment]:
+        last = len(self.config.stages)
+        for stage in range(1, last + 1):
+            if stage - 1 in self._ends or (self._folder / "histograms" / f"{stage - 1}.json").exists():
+                dense = " (the dense network)" if stage == 1 else ""
+                yield Moment(stage, "before", f"before mask {stage}{dense}")
+            if stage in self._masked or (self._folder / "histograms" / f"{stage}-masked.json").exists():
+                yield Moment(stage, "after", f"after mask {stage}, before fine-tuning")
+        if last in self._ends:
+            yield Moment(last + 1, "before", f"after stage {last}, finished")
+
+    def read(self, name: str, stage: int, moment: str) -> Layer:
+        """Of a tensor that is pruned, with the mask of that moment."""
+        if self.moments and (stage, moment) not in {(known.stage, known.moment) for known in self.moments}:
+            known = ", ".join(f"stage {m.stage} {m.moment}" for m in self.moments)
+            raise ValueError(f"stage = {stage}, moment = {moment!r}: this run has no such moment. Known: {known}.")
+        pruned, masked = self.tensors[name].prunable, moment == "after"
+        start = self._ends.get(stage - 1)
+        if start is None or (masked and stage not in self._masked):
+            if not pruned:
+                raise ValueError(f"{name}: this run has not kept the weights of that stage (keep_stages = last).")
+            recorded = store.read_histograms(self._folder, stage if masked else stage - 1, masked=masked)
+            return Layer(None, recorded=recorded[name])
+        (weight,) = _read(start, f"model.{name}")
+        if not pruned:
+            return Layer(weight)
+        (packed,) = _read(self._masked[stage] if masked else start, f"mask.{name}")
+        return Layer(weight, unpack(packed, weight.shape))
+
+    def version(self, name: str) -> Hashable:
+        """A stage, once finished, does not change."""
+        return 0
+
+    def settings(self, stage: int) -> dict[str, Any]:
+        """Those of the run's configuration."""
+        config = self.config
+        stage = min(stage, len(config.stages))
+        shared = ("scope", "randomness", "samples", "sampling_ratio", "power", "reach", "ties", "sampler", "seed")
+        settings = {name: getattr(config, name) for name in shared}
+        settings |= {"sparsity": config.stages[stage - 1], "candidates": min(config.candidates, MOST_CANDIDATES)}
+        target = config.target_of(stage)
+        return settings if target is None else {**settings, "target_ir": target}
+
+
+def prunable_names(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Which tensors of a checkpoint a run would prune, by name and shape alone: the matrices of numbered blocks.
+
+    A stack of blocks is a prefix whose every number (``layer.0.``, ``layer.1.``) holds at least four matrices. Where
+    there is none (a plain network), it is every matrix.
+    """
+    matrices = {name for name, shape in shapes.items() if len(shape) >= 2 and name.split(".")[-1] != "bias"}
+    blocks: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in matrices:
+        found = re.search(r"^(.*?)\b(\d+)\.", name)  # the outermost number
+        if found:
+            blocks[found[1]][found[2]].add(name)
+    stacks = [stack for stack in blocks.values() if all(len(block) >= LAYERS_ALIKE for block in stack.values())]
+    return {name for stack in stacks for block in stack.values() for name in block} or matrices
+
+
+def _floats_of(file: Path, prefix: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every floating-point tensor of a file that is not empty; only its header is read."""
+    with _opened(file) as tensors:
+        for label in tensors.keys():  # noqa: SIM118, not a dict
+            part = tensors.get_slice(label)
+            shape = tuple(part.get_shape())
+            if label.startswith(prefix) and part.get_dtype() in FLOATS and torch.Size(shape).numel():
+                yield label.removeprefix(prefix), shape
+
+
+def _read(file: Path, *names: str) -> list[Tensor]:
+    with _opened(file) as tensors:
+        return [tensors.get_tensor(name) for name in names]
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a readable safetensors file ({error}). Copy or download it again.") from error
+
+
+def _stamp(file: Path) -> Hashable:
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise ValueError(f"{file}: is not there any more ({error}). Open the model again.") from error
+    return file, found.st_mtime_ns, found.st_size
+
+
+def _refuse_nothing(label: str, tensors: Mapping[str, TensorInfo]) -> None:
+    if not tensors:
+        raise ValueError(f"{label}: holds no floating-point tensor. Pass a model with weights.")

@@ -1,0 +1,247 @@
+"""The Jupyter front-end: ``explore`` shows panels 1 to 4. It draws nothing and works out nothing itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+from torch import Tensor, nn
+
+from randprune_lab.explore import Explorer, TensorRow, controls_table, empty_quick
+from randprune_lab.sources import open_source
+from randprune_lab.state import ExploreState
+
+REST = (
+    0.06  # seconds without a new question after which the slow parts begin: the quick ones have the machine till then
+)
+PARTS = ("controls", "source", "quick", "sweep", "candidates", "table")
+MICROSCOPE = Path(__file__).with_name("microscope.js")
+ADAPTER = """
+export default { render({ model, el }) {
+  const root = document.createElement("div");
+  el.appendChild(root);
+  const panel = mount(root, (question) => { model.set("asked", question); model.save_changes(); });
+  const stops = PARTS.map((name) => {
+    const show = () => panel.update(model.get(name));
+    model.on(`change:${name}`, show);
+    show();
+    return () => model.off(`change:${name}`, show);
+  });
+  const gone = () => panel.gone();
+  model.on("comm:close", gone);
+  return () => { stops.forEach((stop) => stop()); model.off("comm:close", gone); panel.destroy(); };
+} };
+"""
+
+
+class _Setting(traitlets.TraitType[Any, Any]):
+    """A field of the panel's state as a trait of its own, so that it can be observed and linked."""
+
+    def validate(self, panel: Any, value: Any) -> Any:
+        """What the state makes of the value; its error, if it is not allowed."""
+        return getattr(panel.state.but(**{str(self.name): value}), str(self.name))
+
+
+_Settings: Any = type(
+    "_Settings",
+    (traitlets.HasTraits,),
+    {name: _Setting(field.default) for name, field in ExploreState.model_fields.items()},
+)
+
+
+class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
+    """Panels 1 to 4, live. Made by ``explore``.
+
+    Traits: ``state`` (an ExploreState), and each of its fields by its own name: readable, settable, observable,
+    linkable. ``result``: the numbers that follow (ir, swapped, threshold, samples, power, ...), read-only.
+    """
+
+    _esm = f"{MICROSCOPE.read_text(encoding='utf-8')}\nconst PARTS = {[f'part_{name}' for name in PARTS]};\n{ADAPTER}"
+
+    state = traitlets.Instance(ExploreState, args=(), help="what is shown")
+    result = traitlets.Dict(read_only=True, help="the numbers that follow from it")
+    asked = traitlets.Dict().tag(sync=True)
+    part_controls = traitlets.Dict().tag(sync=True)
+    part_source = traitlets.Dict().tag(sync=True)
+    part_quick = traitlets.Dict().tag(sync=True)
+    part_sweep = traitlets.Dict().tag(sync=True)
+    part_candidates = traitlets.Dict().tag(sync=True)
+    part_table = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, model: nn.Module | Mapping[str, Tensor] | Tensor | str | Path, state: ExploreState) -> None:
+        self._object = None if isinstance(model, str | Path) else model
+        self._explorer: Explorer | None = None
+        self._opened: str | None = None
+        self._problem = ""
+        self._lock = threading.RLock()  # questions come on a thread of their own, while a cell may set the state
+        self._news = threading.Condition()
+        self._wanted: ExploreState | None = None
+        self._known: dict[str, str] = {}  # keys of the slow parts that are on screen, whole
+        self._taking = self._closed = False
+        self._seq = time.time_ns() // 1_000_000  # a restarted kernel counts on
+        super().__init__()
+        self._worker = threading.Thread(target=self._work, daemon=True, name="randprune-explore")
+        self.part_controls = {"kind": "controls", "controls": controls_table()}
+        self._show(state, fresh=True)
+        self._worker.start()
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for every matrix of the model, as plain values: what panel 4's table shows.
+
+        Raises:
+            ValueError: the model cannot be read.
+        """
+        rows: list[TensorRow] = list(self._source_or_error().rows(self.state))
+        return [vars(row) | {"shape": list(row.shape)} for row in rows]
+
+    def mask(self, candidate: int) -> Tensor:
+        """The mask of a candidate (0: the plain one), bool, True = kept: what a run with these settings draws.
+
+        Raises:
+            ValueError: the weights cannot be read, or masks of them cannot be drawn.
+        """
+        return self._source_or_error().mask(self.state, candidate)
+
+    def copy_code(self) -> str:
+        """Python that shows this panel again; the button of the same name puts it on the clipboard."""
+        return self.state.to_code(None if self._object is None else "model")
+
+    def close(self) -> None:
+        """Take the panel off the screen and stop its work."""
+        with self._news:
+            self._wanted, self._closed = None, True
+            self._news.notify()
+        super().close()
+
+    def _source_or_error(self) -> Explorer:
+        if self._explorer is None:
+            raise ValueError(self._problem)
+        return self._explorer
+
+    def _open(self, model: str) -> None:
+        """The source that the state names, unless it is open already."""
+        if self._object is None and self._opened == model and self._explorer is not None:
+            return
+        if self._object is not None and self._explorer is not None:
+            return
+        self._opened, self._known = model, {}
+        try:
+            self._explorer, self._problem = Explorer(open_source(model if self._object is None else self._object)), ""
+            self.part_source = {"kind": "source", **self._explorer.describe()}
+        except ValueError as error:
+            self._explorer, self._problem = None, str(error)
+            self.part_source = {"kind": "source", "model": model, "source_kind": "", "tensors": [], "moments": []}
+
+    def _show(
+        self, state: ExploreState, *, fresh: bool = False, answers: int | None = None, notices: tuple[str, ...] = ()
+    ) -> None:
+        """Panels 1 and 2 and the current point at once; the rest follows on the worker's thread."""
+        with self._lock:
+            self._open(state.model)
+            if self._explorer is None:
+                quick = empty_quick(state, self._problem)
+            else:
+                state = self._explorer.start(state) if fresh else state
+                quick = self._explorer.quick(state)
+            quick["code"] = state.to_code(None if self._object is None else "model")
+            quick["notices"] += [{"kind": "warning", "text": text} for text in notices]
+            self._seq += 1
+            self._take(state)
+            self.set_trait("result", quick["derived"] or {})
+            self.part_quick = {"kind": "quick", "seq": self._seq, "answers": answers, **quick}
+        with self._news:
+            self._wanted = state if self._explorer is not None else None
+            self._news.notify()
+
+    def _take(self, state: ExploreState) -> None:
+        """Make ``state`` that of all traits, without showing it once more."""
+        self._taking = True
+        try:
+            self.state = state
+            for name in ExploreState.model_fields:
+                setattr(self, name, getattr(state, name))
+        finally:
+            self._taking = False
+
+    @traitlets.observe("state", *ExploreState.model_fields)
+    def _changed_from_python(self, change: Any) -> None:
+        if self._taking:
+            return
+        with self._lock:
+            if change.name == "state":
+                self._show(change.new)
+                return
+            state = self.state.but(**{change.name: change.new})
+            followed = self._explorer.follow(self.state, state) if self._explorer else state
+            self._show(followed)
+
+    @traitlets.observe("asked")
+    def _changed_by_hand(self, change: Any) -> None:
+        question = change.new
+        seq = question.get("seq")
+        with self._lock:
+            self._seq = max(self._seq, seq)
+            if question.get("hello"):
+                self._show(self.state, answers=seq)
+                return
+            state, notices = ExploreState.mended(question.get("state", {}))
+            try:
+                if self._explorer is not None:
+                    drag = question.get("drag")
+                    state = self._explorer.follow(self.state, state)
+                    state = self._explorer.dragged(state, drag["rule"], drag["magnitude"]) if drag else state
+            except ValueError as error:
+                notices.append(str(error))
+            self._show(state, answers=seq, notices=tuple(notices))
+
+    def _work(self) -> None:
+        """The slow parts of the newest state, for as long as no newer one comes."""
+        while not self._closed:
+            with self._news:
+                while self._wanted is None and not self._closed:
+                    self._news.wait()
+                state = self._wanted
+                if self._news.wait(REST) or state is None:  # a newer one came meanwhile
+                    continue
+                self._wanted = None
+            try:
+                self._work_on(state)
+            except Exception as error:  # whatever it is, it must not end the panel
+                self.part_table = {**self.part_table, "kind": "table", "problem": repr(error)}
+
+    def _work_on(self, state: ExploreState) -> None:
+        explorer = self._explorer
+        for name, part in explorer.slow_parts(state, self._known) if explorer else ():
+            if self._wanted is not None or self._closed or explorer is not self._explorer:
+                return
+            self._known.pop(name, None)
+            if part.get("done") == part.get("total"):  # also where it has neither: it is whole
+                self._known[name] = part["key"]
+            with self._lock:
+                self._seq += 1
+                setattr(self, f"part_{name}", {"kind": name, "seq": self._seq, **part})
+
+
+def explore(
+    model: nn.Module | Mapping[str, Tensor] | Tensor | str | Path, state: ExploreState | None = None, **settings: Any
+) -> ExplorePanel:
+    """Panels 1 to 4 for a model: move the sliders, watch the weights near tau, compare candidate masks.
+
+    Args:
+        model: a network, a dict of tensors or one tensor, in memory; the path of a run's folder, or of a folder or file
+            of safetensors; or a Hub id.
+        state: where to begin; None: the defaults, or of a run its own settings.
+        settings: fields of ExploreState to begin with, such as sparsity=0.9.
+
+    Raises:
+        ValueError: a setting is not allowed. (A model that cannot be read is said in the panel.)
+    """
+    state = (state or ExploreState()).but(**settings)
+    if isinstance(model, str | Path):
+        state = state.but(model=str(model))
+    return ExplorePanel(model, state)
