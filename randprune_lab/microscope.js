@@ -653,3 +653,409 @@ function keepFocus(root, rebuild) {
   );
   successor?.focus({ preventScroll: true });
 }
+
+// ------------------------------------------------------------------------------------- panel 1: threshold microscope
+
+const KINDS = ["kept", "undecided", "pruned"]; // from bottom to top
+const SCOPE = { top: 66, plot: 200, axis: 44, inset: 40, insetAxis: 40 }; // heights, in pixels
+const HIT = 26; // width of what the mouse can take a rule by
+
+/** The panel as html of one svg group. `rules` are the magnitudes of tau and reach as shown: while dragged, the pointer's. */
+function drawMicroscope(part, { low, high }, rules, width, id) {
+  const right = width - RIGHT;
+  const bottom = SCOPE.top + SCOPE.plot;
+  const x = linearScale(low, high, LEFT, right);
+  const perBar = part.tau > 0 ? 0.01 * part.tau : 1;
+  const heights = part.edges.slice(1).map((edge, i) => {
+    const density = perBar / (edge - part.edges[i] || 1);
+    return { from: part.edges[i], to: edge, parts: KINDS.map((kind) => part[kind][i] * density) };
+  });
+  const visible = heights.filter(({ from, to }) => to > low && from < high);
+  const most = Math.max(1e-9, ...visible.map(({ parts }) => parts.reduce((sum, height) => sum + height, 0)));
+  const y = linearScale(0, most * 1.05, bottom, SCOPE.top);
+  const yTicks = linearTicks(0, most * 1.05, SCOPE.plot, false);
+  return (
+    hatching(id, right) +
+    nearBand(part.near, x, low, high) +
+    yAxis(y, yTicks, LEFT, right, part.unit, 14) +
+    `<g clip-path="url(#${id}-clip)">${bars(part, heights, x, y)}</g>` +
+    xAxis(x, linearTicks(low, high, right - LEFT), LEFT, right, bottom, "magnitude abs(w)") +
+    drawRules(rules, x, low, high, width) +
+    drawInset(part.inset, low, high, right, bottom + SCOPE.axis)
+  );
+}
+
+/** Undecided bars are hatched: colour is not the only sign. Bars of a window that is being dragged away are clipped. */
+function hatching(id, right) {
+  return `<defs><pattern id="${id}-hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">
+    <rect width="5" height="5" fill="var(--rp-undecided)"/><line x1="0" y1="0" x2="0" y2="5" stroke="#fff" stroke-opacity=".55" stroke-width="1.6"/>
+    </pattern><clipPath id="${id}-clip"><rect x="${LEFT}" y="0" width="${right - LEFT}" height="${SCOPE.top + SCOPE.plot}"/></clipPath></defs>`;
+}
+
+function bars(part, heights, x, y) {
+  let html = "";
+  heights.forEach(({ from, to, parts }, i) => {
+    const left = x(from);
+    const width = Math.max(x(to) - left - 0.5, 0.5);
+    let below = 0;
+    KINDS.forEach((kind, k) => {
+      const count = part[kind][i];
+      if (!(count > 0)) return;
+      const top = y(below + parts[k]);
+      const title = `${formatNumber(from)} to ${formatNumber(to)}: ${formatCount(count)} weights ${kind}`;
+      html += rect(left, top, width, Math.max(y(below) - top, 0.5), `class="bar ${kind}" data-count="${count}"`, title);
+      below += parts[k];
+    });
+  });
+  return html;
+}
+
+/** The band from 2/3 to 4/3 of tau, where the paper counts the weights that a hair's breadth moves over the cut. */
+function nearBand(near, x, low, high) {
+  const [from, to] = near.map((edge) => Math.min(Math.max(edge, low), high));
+  if (!(to > from)) return "";
+  const [left, right, y] = [x(from), x(to), SCOPE.top - 6];
+  const wide = right - left > 130; // else the words stand outside the bracket
+  const ends = [
+    near[0] >= low && label(wide ? left + 3 : left - 3, y - 4, "2/3 tau", wide ? "start" : "end"),
+    near[0] >= low && line(left, y, left, y + 6, "rp-bracket"),
+    near[1] <= high && label(wide ? right - 3 : right + 3, y - 4, "4/3 tau", wide ? "end" : "start"),
+    near[1] <= high && line(right, y, right, y + 6, "rp-bracket"),
+  ];
+  const band = rect(left, SCOPE.top, right - left, SCOPE.plot, `class="rp-near-band"`, "from 2/3 to 4/3 of tau");
+  return band + line(left, y, right, y, "rp-bracket") + ends.filter(Boolean).join("");
+}
+
+function drawRules({ tau, reach }, x, low, high, width) {
+  const parts = [];
+  if (reach !== null && (reach < low || reach > high)) {
+    const text = reach < low ? `◂ reach r at ${formatNumber(reach)}` : `reach r at ${formatNumber(reach)} ▸`;
+    parts.push(reach < low ? label(LEFT, 46, text) : label(width - RIGHT, 46, text, "end"));
+  } else if (reach !== null) {
+    parts.push(drawRule("reach", x(reach), 46, `reach r at ${formatNumber(reach)}`, width));
+  }
+  parts.push(drawRule("threshold", x(Math.min(Math.max(tau, low), high)), 30, `tau = ${formatNumber(tau)}`, width));
+  return parts.join("");
+}
+
+function drawRule(rule, x, labelY, text, width) {
+  const bottom = SCOPE.top + SCOPE.plot;
+  const className = rule === "reach" ? "reach-rule" : "tau-rule";
+  const handleY = rule === "reach" ? bottom - 40 : bottom - 16; // apart, as both may stand at one place
+  return (
+    line(x, labelY + 4, x, bottom, className) +
+    labelInside(x, labelY, text, LEFT, width - RIGHT, "rp-strong rp-halo") +
+    `<path class="rp-handle" d="M${px(x - 9)} ${handleY}l6 -5v10zM${px(x + 9)} ${handleY}l-6 -5v10z"/>` +
+    rect(x - HIT / 2, labelY, HIT, bottom - labelY, `class="rp-hit" data-rule="${rule}"`, `${text}: drag it`)
+  );
+}
+
+/** The whole distribution on a log axis, and where the window of the microscope lies in it. */
+function drawInset({ edges, counts }, low, high, right, top) {
+  if (!counts.length) return "";
+  const [first, last, bottom] = [edges[0], edges[edges.length - 1], top + SCOPE.inset];
+  const x = logScale(first, last, LEFT, right);
+  const y = linearScale(0, Math.max(...counts), bottom, top);
+  const inside = (value) => Math.min(x(value), right);
+  const html = counts.map((count, i) => {
+    if (!(count > 0)) return "";
+    const height = Math.max(bottom - y(count), 1); // a single weight far out is worth seeing
+    const title = `${formatNumber(edges[i])} to ${formatNumber(edges[i + 1])}: ${formatCount(count)} weights`;
+    const width = Math.max(x(edges[i + 1]) - x(edges[i]) - 0.5, 0.5);
+    return rect(x(edges[i]), bottom - height, width, height, `class="inset-bar"`, title);
+  });
+  const frame = rect(inside(low), top - 2, Math.max(inside(high) - inside(low), 2), SCOPE.inset + 4, `class="rp-window"`);
+  const ticks = logTicks(first, last, right - LEFT);
+  return html.join("") + frame + xAxis(x, ticks, LEFT, right, bottom, "all weights (log axis), and the window above");
+}
+
+// ----------------------------------------------------------------------------------------------- panel 2: keep curve
+
+const CURVE = { top: 24, plot: 170, axis: 44 };
+
+function drawCurve(part, { low, high }, tau, dots, width) {
+  const right = width - RIGHT;
+  const bottom = CURVE.top + CURVE.plot;
+  const x = linearScale(low, high, LEFT, right);
+  const y = linearScale(0, 1, bottom, CURVE.top);
+  const inside = (magnitude) => magnitude >= low && magnitude <= high;
+  const points = part.magnitudes.map((magnitude, i) => inside(magnitude) && [x(magnitude), y(part.q[i])]);
+  const step = [
+    [LEFT, bottom],
+    [x(tau), bottom],
+    [x(tau), y(1)],
+    [right, y(1)],
+  ];
+  const marks = dots.magnitudes.map((magnitude, i) =>
+    inside(magnitude)
+      ? `<circle class="drawn-dot" r="3" cx="${px(x(magnitude))}" cy="${px(y(dots.kept[i]))}"><title>${formatPercent(dots.kept[i])} of the draws kept weights of ${formatNumber(magnitude)}</title></circle>`
+      : "",
+  );
+  return (
+    yAxis(y, linearTicks(0, 1, CURVE.plot, false), LEFT, right, "chance to be kept q", 12) +
+    xAxis(x, linearTicks(low, high, right - LEFT), LEFT, right, bottom, "magnitude abs(w)") +
+    `<path class="step-line" d="${strokes(step)}"/><path class="curve-line" d="${strokes(points)}"/>` +
+    marks.join("") +
+    curveWords(part, x(tau), y, dots.magnitudes.length > 0)
+  );
+}
+
+/** What each line is, written beside it: left of tau there is room above the curve, right of tau below it. */
+function curveWords(part, x, y, hasDots) {
+  const beyond = part.q[Math.floor(part.q.length * 0.55)] ?? 1;
+  const first = beyond > 0.45 ? 0.3 : 0.88; // a flat curve runs low: then the words go to the top
+  const right = ["- - magnitude pruning:", "a hard step", ...(hasDots ? ["○ as drawn"] : [])];
+  const left = ["―― randomized:", "chance q"];
+  return (
+    right.map((text, i) => label(x + 10, y(first) + 15 * i, text, "start", "rp-strong rp-halo")).join("") +
+    left.map((text, i) => label(x - 10, y(0.85) + 15 * i, text, "end", "rp-strong rp-halo")).join("")
+  );
+}
+
+// --------------------------------------------------------------------------------------- panel 4: introduced randomness
+
+const RANDOMNESS = { top: 24, plot: 200, axis: 44 };
+const LOG_FROM = 20; // a log axis shows an ir that spans more than this
+const JITTER = 5; // pixels, so that dots of one x do not hide each other
+
+/** The swept line, the current point and the ir of the drawn candidates; `point`, `sweep` may be missing. */
+function drawRandomness(sweep, point, drawn, width) {
+  const right = width - RIGHT;
+  const bottom = RANDOMNESS.top + RANDOMNESS.plot;
+  const here = point ? point.values[sweep.field] : undefined;
+  const irs = [...sweep.ir, ...drawn.map(({ ir }) => ir), point?.ir].filter(Number.isFinite);
+  const { x, ticks: xTicks } = sweptScale(sweep, here, right);
+  const { y, ticks: yTicks } = irScale(irs, bottom);
+  const at = (value) => (value === null ? right : x(value)); // no value: without a limit, beyond the last
+  const height = (ir) => (Number.isFinite(ir) ? y(ir) : RANDOMNESS.top);
+  const points = sweep.x.map((value, i) => Number.isFinite(sweep.ir[i]) && [x(value), y(sweep.ir[i])]);
+  const dots = drawn.map(({ slot, number, ir }) => {
+    const jitter = JITTER * (((slot * 7) % 5) / 2 - 1);
+    const title = `mask ${number}: ir = ${formatNumber(ir)}`;
+    return `<circle class="candidate-dot" r="3" cx="${px(at(here) + jitter)}" cy="${px(height(ir))}"><title>${escapeText(title)}</title></circle>`;
+  });
+  const name = [sweep.label, sweep.symbol, sweep.unit && `(${sweep.unit})`].filter(Boolean).join(" ");
+  return (
+    yAxis(y, yTicks, LEFT, right, "introduced randomness ir", 12) +
+    xAxis(x, xTicks, LEFT, right, bottom, name) +
+    `<path class="sweep-line" d="${strokes(points)}"/>` +
+    (here === undefined ? "" : dots.join("") + currentPoint(at(here), height(point.ir), point.ir, right, bottom))
+  );
+}
+
+function currentPoint(x, y, ir, right, bottom) {
+  const labelY = y - 10 < RANDOMNESS.top + 10 ? Math.min(y + 20, bottom - 4) : y - 10;
+  return (
+    `<circle class="current-point" r="5.5" cx="${px(x)}" cy="${px(y)}"/>` +
+    labelInside(x, labelY, `ir = ${formatNumber(ir)}`, LEFT, right, "rp-strong rp-halo")
+  );
+}
+
+function sweptScale(sweep, here, right) {
+  const log = sweep.scale === "log";
+  const values = [...sweep.x, here].filter((value) => Number.isFinite(value) && (!log || value > 0));
+  const low = values.length ? Math.min(...values) : 1;
+  const high = Math.max(...values, low + (values.length > 1 ? 0 : 1));
+  if (log) return { x: logScale(low, high, LEFT, right), ticks: logTicks(low, high, right - LEFT) };
+  return { x: linearScale(low, high, LEFT, right), ticks: linearTicks(low, high, right - LEFT) };
+}
+
+function irScale(irs, bottom) {
+  const positive = irs.filter((ir) => ir > 0);
+  const high = Math.max(...positive, 0) || 1;
+  const low = Math.min(...positive, high);
+  if (high / low > LOG_FROM) {
+    const ticks = logTicks(low / 1.3, high * 1.3, RANDOMNESS.plot, false);
+    return { y: logScale(low / 1.3, high * 1.3, bottom, RANDOMNESS.top), ticks };
+  }
+  const ticks = linearTicks(0, high * 1.1, RANDOMNESS.plot, false);
+  return { y: linearScale(0, high * 1.1, bottom, RANDOMNESS.top), ticks };
+}
+
+// ------------------------------------------------------------------------------------------------ panel 3: candidates
+
+const KEYS = `data-lm-suppress-shortcuts="true"`;
+const CIVIDIS = ["#00224e", "#2a3f6d", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838"];
+const CLASSES = [
+  ["both", "kept by both"],
+  ["in", "swapped in"],
+  ["out", "swapped out"],
+  ["neither", "pruned by both"],
+];
+
+/** The bits of a crop, row by row, as numpy.packbits packs them: the first cell is the highest bit. */
+function unpackBits(base64, count) {
+  const bytes = atob(base64);
+  return Uint8Array.from({ length: count }, (_, i) => (bytes.charCodeAt(i >> 3) >> (7 - (i & 7))) & 1);
+}
+
+/** Two crops cell by cell, as an svg with one path per class, made of runs along the rows; and how often each class is there. */
+function compareCrops(mask, reference, { rows, columns }, title) {
+  const paths = { both: "", in: "", out: "" };
+  const counts = { both: 0, in: 0, out: 0, neither: 0 };
+  const classOf = (i) => (mask[i] ? (reference[i] ? "both" : "in") : reference[i] ? "out" : "neither");
+  for (let row = 0; row < rows; row += 1) {
+    for (let from = 0, to; from < columns; from = to) {
+      const kind = classOf(row * columns + from);
+      for (to = from + 1; to < columns && classOf(row * columns + to) === kind; ) to += 1;
+      counts[kind] += to - from;
+      if (kind !== "neither") paths[kind] += `M${from} ${row}h${to - from}v1h${from - to}z`;
+    }
+  }
+  const drawn = Object.entries(paths).map(([kind, path]) => `<path class="rp-cells ${kind}" d="${path}"/>`);
+  const svg = `<svg viewBox="0 0 ${columns} ${rows}" role="img" aria-label="${escapeText(title)}">${drawn.join("")}</svg>`;
+  return { svg, counts };
+}
+
+/** The cividis colour of a share of the way, with the text colour that can be read on it. */
+function cividis(share) {
+  const place = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
+  const from = Math.min(Math.floor(place), CIVIDIS.length - 2);
+  const channels = [1, 3, 5].map((at) => {
+    const [a, b] = [CIVIDIS[from], CIVIDIS[from + 1]].map((colour) => parseInt(colour.slice(at, at + 2), 16));
+    return Math.round(a + (b - a) * (place - from));
+  });
+  return { back: `rgb(${channels})`, text: luminance(channels) > 0.18 ? "#000" : "#fff" };
+}
+
+/** Relative luminance (WCAG) of a colour; above 0.18 black text has the better contrast. */
+function luminance(channels) {
+  const [r, g, b] = channels.map((channel) => {
+    const share = channel / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+/** Strips, agreement matrix and the difference of a pair; view.state says what is pinned and which pair is looked at. */
+function createCandidates(view, panel) {
+  panel.body.innerHTML = `<div class="rp-legend">${CLASSES.map(
+    ([kind, words]) =>
+      `<span><svg viewBox="0 0 14 12"><rect width="14" height="12" class="rp-cells ${kind}"/></svg>${words}</span>`,
+  ).join("")}</div>
+    <p class="sentence rp-against"></p><div class="rp-strips"></div><figure class="rp-pair" hidden></figure>
+    <div class="rp-matrix rp-scroll" hidden><table><caption>% of kept weights shared (click a cell: the difference of that pair)</caption>
+    <thead><tr></tr></thead><tbody></tbody></table></div><p class="rp-notice rp-error" hidden></p>`;
+  const find = (selector) => panel.body.querySelector(selector);
+  const [strips, pairBox, matrix] = [find(".rp-strips"), find(".rp-pair"), find(".rp-matrix")];
+  let part = null;
+  let masks = []; // the unpacked crops, as part.drawn
+  let shownChoice = "";
+
+  panel.body.addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (!button || !view.state) return;
+    const { action, row, column } = button.dataset;
+    const slot = Number(button.closest("[data-slot]")?.dataset.slot);
+    if (action === "pin") view.propose({ pinned: view.state.pinned === slot ? null : slot });
+    if (action === "reroll") view.propose({ rerolled: [...(view.state.rerolled ?? []), slot] });
+    if (row !== undefined) {
+      const pair = [Number(row), Number(column)];
+      view.propose({ pair: String(pair) === String(view.state.pair) ? null : pair });
+    }
+    refresh();
+  });
+
+  function update(next) {
+    part = next;
+    masks = part.drawn.map(({ kept }) => unpackBits(kept, part.crop.rows * part.crop.columns));
+    panel.title(part);
+    panel.badge.textContent = `${part.badge ?? ""}: ${part.done} of ${part.total} drawn`.replace(/^: /, "");
+    shownChoice = "";
+    refresh();
+  }
+
+  /** Draws again if something else is pinned or paired than before. */
+  function refresh() {
+    const choice = JSON.stringify([view.state?.pinned, view.state?.pair]);
+    if (!part || choice === shownChoice) return;
+    shownChoice = choice;
+    const failed = find(".rp-error");
+    failed.hidden = !part.failed;
+    setText(failed, part.failed ?? "");
+    keepFocus(view.root, () => {
+      drawStrips();
+      drawMatrix();
+      drawPair();
+    });
+  }
+
+  function drawStrips() {
+    const pinned = part.drawn.findIndex(({ slot }) => slot === view.state?.pinned);
+    const reference = Math.max(pinned, 0);
+    const { crop } = part;
+    const lines = (first, count) => (count > 1 ? `${first + 1} to ${first + count}` : first + 1);
+    const place = `rows ${lines(crop.top, crop.rows)}, columns ${lines(crop.left, crop.columns)} of ${crop.of.map(formatCount).join(" x ")}`;
+    const against = part.drawn[reference]?.label ?? "the plain mask";
+    setText(find(".rp-against"), `Compared with ${against}; ${place}. ir and swapped: against the plain mask, all weights.`);
+    while (strips.childElementCount > part.drawn.length) strips.lastElementChild.remove();
+    part.drawn.forEach((entry, i) => {
+      const figure = strips.children[i] ?? strips.appendChild(createStrip());
+      figure.dataset.slot = entry.slot;
+      figure.classList.toggle("rp-reference", i === reference);
+      const [drawing, caption, buttons] = figure.children;
+      setHtml(drawing, compareCrops(masks[i], masks[reference], crop, `${entry.label} compared with ${against}`).svg);
+      const numbers = `<span>ir ${formatNumber(entry.ir)}</span><span>swapped ${formatPercent(entry.swapped)}</span>`;
+      setHtml(caption, `<b>${escapeText(entry.label)}</b>${numbers}`);
+      const [pin, reroll] = buttons.children;
+      pin.setAttribute("aria-pressed", i === pinned);
+      pin.setAttribute("aria-label", `pin ${entry.label}: the others are compared with it`);
+      reroll.setAttribute("aria-label", `reroll ${entry.label}: draw another in its place`);
+      reroll.hidden = entry.slot === 0;
+    });
+  }
+
+  function createStrip() {
+    return elementOf(`<figure class="strip"><div></div><figcaption></figcaption><div class="rp-buttons">
+      <button type="button" data-action="pin" ${KEYS}>pin</button>
+      <button type="button" data-action="reroll" ${KEYS} ${view.frozen ? "disabled" : ""}>reroll</button></div></figure>`);
+  }
+
+  const nameOf = (i) => (part.drawn[i]?.slot ? String(part.drawn[i].number) : "plain");
+
+  function drawMatrix() {
+    const { agreement } = part;
+    const others = agreement.flatMap((row, i) => row.filter((_, j) => j !== i));
+    const low = Math.min(...others, 1);
+    const [head, body] = [matrix.querySelector("thead tr"), matrix.querySelector("tbody")];
+    matrix.hidden = agreement.length < 2;
+    setHtml(head, `<td></td>${agreement.map((_, i) => `<th scope="col">${nameOf(i)}</th>`).join("")}`);
+    if (body.childElementCount !== agreement.length) body.innerHTML = matrixRows(agreement.length);
+    agreement.forEach((row, i) => {
+      setText(body.rows[i].cells[0], nameOf(i));
+      row.forEach((share, j) => drawCell(body.rows[i].cells[j + 1].firstElementChild, [i, j], share, low));
+    });
+  }
+
+  function matrixRows(n) {
+    const cell = (i, j) =>
+      `<td><button type="button" class="cell" data-row="${i}" data-column="${j}" data-key="${i},${j}" ${KEYS}></button></td>`;
+    const row = (i) => Array.from({ length: n }, (_, j) => cell(i, j)).join("");
+    return Array.from({ length: n }, (_, i) => `<tr><th scope="row"></th>${row(i)}</tr>`).join("");
+  }
+
+  function drawCell(cell, [i, j], share, low) {
+    const { back, text } = cividis(low < 1 ? (share - low) / (1 - low) : 1);
+    setText(cell, (share * 100).toFixed(1));
+    Object.assign(cell.style, { background: back, color: text });
+    cell.setAttribute("aria-label", `${part.drawn[i]?.label} and ${part.drawn[j]?.label}: ${formatPercent(share, 4)}`);
+    cell.setAttribute("aria-pressed", String(view.state?.pair) === `${i},${j}`);
+  }
+
+  function drawPair() {
+    const [first, second] = view.state?.pair ?? [];
+    const [a, b] = [part.drawn[first], part.drawn[second]];
+    pairBox.hidden = !a || !b;
+    if (pairBox.hidden) return;
+    const names = `${a.label} and ${b.label}`;
+    const { svg, counts } = compareCrops(masks[first], masks[second], part.crop, `difference of ${names}`);
+    const share = part.agreement[first]?.[second];
+    const shared = Number.isFinite(share) ? `share ${formatPercent(share, 4)} of the kept weights` : "are compared";
+    const sentence =
+      `${names} ${shared}: of those shown, ${formatCount(counts.both)} are kept by both, ` +
+      `${formatCount(counts.in)} only by ${a.label}, ${formatCount(counts.out)} only by ${b.label}.`;
+    setHtml(pairBox, `${svg}<figcaption><p class="sentence">${escapeText(sentence)}</p></figcaption>`);
+  }
+
+  return { update, refresh, drawn: () => part?.drawn ?? [], dots: () => part?.dots };
+}

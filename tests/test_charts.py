@@ -4,8 +4,10 @@ import html
 import json
 import math
 import re
-import socket
+import shutil
 import struct
+import subprocess
+import sys
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -155,11 +157,7 @@ def test_every_chart_is_drawn_here(drawn):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_charts_are_saved_without_a_network(drawn, name, tmp_path, monkeypatch):
-    def refuse(*_arguments, **_settings):
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+def test_charts_are_saved_whole(drawn, name, tmp_path):
     charts.save_svg(drawn[name].chart, tmp_path / "new" / "chart.svg")
     svg = (tmp_path / "new" / "chart.svg").read_text()
     ElementTree.fromstring(svg)
@@ -172,6 +170,19 @@ def test_charts_are_saved_without_a_network(drawn, name, tmp_path, monkeypatch):
         expected = [scale * float(side) for side in size]
         assert struct.unpack(">II", png[16:24]) == pytest.approx(expected, abs=scale)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["chart.png"]
+
+
+def test_saving_needs_no_network(tmp_path):
+    """In a namespace of its own, without any: vl-convert is no Python, so that patching sockets would prove nothing."""
+    alone = ["unshare", "--map-root-user", "--net"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody leave the network")
+    code = (
+        "import sys; from randprune_lab import charts; chart = charts.loss_chart([]); "
+        "charts.save_png(chart, sys.argv[1] + '/chart.png'); charts.save_svg(chart, sys.argv[1] + '/chart.svg')"
+    )
+    subprocess.run([*alone, sys.executable, "-W", "error", "-c", code, str(tmp_path)], check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"chart.png", "chart.svg"}
 
 
 def marks(drawn, name, role):
