@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from randprune_lab.config import RunConfig, controls
     from randprune_lab.engine import prune
+    from randprune_lab.explorer import Explorer
     from randprune_lab.histogram import MagnitudeHistogram
     from randprune_lab.keepcurve import KeepCurve
     from randprune_lab.sampling import (
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
         random_mask,
     )
     from randprune_lab.schedules import cubic_stages, power_for_ir, samples_for_ir, samples_for_ratio
+    from randprune_lab.sources import open_source
+    from randprune_lab.state import ExploreState
     from randprune_lab.store import last_checkpoint, record, story
     from randprune_lab.tasks import Split, Task
+    from randprune_lab.widgets import explore
 
 # Loaded on first use: the command line sets OMP_WAIT_POLICY before torch is imported, and ``--help`` need not wait.
 _ROOMS = {
@@ -34,6 +38,10 @@ _ROOMS = {
     "samples_for_ratio": "schedules",
     "RunConfig": "config",
     "controls": "config",
+    "ExploreState": "state",
+    "Explorer": "explorer",
+    "open_source": "sources",
+    "explore": "widgets",
     "prune": "engine",
     "Split": "tasks",
     "Task": "tasks",
@@ -43,6 +51,8 @@ _ROOMS = {
 }
 
 __all__ = [
+    "ExploreState",
+    "Explorer",
     "KeepCurve",
     "MagnitudeHistogram",
     "RunConfig",
@@ -51,10 +61,12 @@ __all__ = [
     "candidate_generator",
     "controls",
     "cubic_stages",
+    "explore",
     "introduced_randomness",
     "last_checkpoint",
     "magnitude_mask",
     "mask_sampler",
+    "open_source",
     "power_for_ir",
     "prune",
     "random_mask",

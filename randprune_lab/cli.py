@@ -317,7 +317,7 @@ def explore(
 ) -> None:
     """Every weight matrix of a checkpoint or a run: its threshold, and the randomness that a mask would have."""
     from randprune_lab.checks import check_option
-    from randprune_lab.explore import Explorer
+    from randprune_lab.explorer import Explorer
     from randprune_lab.schedules import RATIO_SCHEDULES
     from randprune_lab.sources import open_source
     from randprune_lab.state import ExploreState

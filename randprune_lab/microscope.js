@@ -117,15 +117,14 @@ const STYLE_OF_LISTS = `
 .rp-table td button { border: 0; background: none; padding: 0; text-align: left; text-decoration: underline; overflow-wrap: anywhere; }
 .rp-table tr[aria-current] td { background: var(--rp-info-back); }
 .rp-table tr.rp-light td, .rp-table tr.rp-light button { color: var(--rp-muted); }
+.rp-panels { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; min-width: 0; }
 @container (min-width: 900px) {
-  .rp-frame { grid-template-columns: 300px repeat(2, minmax(0, 1fr)); align-items: start; }
-  .rp-side { grid-row: 1 / span 4; align-self: stretch; }
-  .rp-frame section { grid-column: 2 / span 2; }
-  .rp-frame section[data-panel=table] { grid-column: 1 / span 3; }
+  .rp-frame { grid-template-columns: 300px minmax(0, 1fr); align-items: start; }
+  .rp-root section[data-panel=table] { grid-column: 1 / -1; }
 }
 @container (min-width: 1300px) {
-  .rp-frame section[data-panel=candidates] { grid-column: 2; }
-  .rp-frame section[data-panel=randomness] { grid-column: 3; }
+  .rp-panels { grid-template-columns: repeat(2, minmax(0, 1fr)); align-items: start; }
+  .rp-root section[data-panel=microscope], .rp-root section[data-panel=curve] { grid-column: 1 / -1; }
 }
 `;
 
@@ -1058,4 +1057,428 @@ function createCandidates(view, panel) {
   }
 
   return { update, refresh, drawn: () => part?.drawn ?? [], dots: () => part?.dots };
+}
+
+// ------------------------------------------------------------------------------------------- panel 4: table of tensors
+
+const COLUMNS = [
+  { title: "tensor", value: (row) => row.name },
+  { title: "shape", value: (row) => row.n, text: (row) => row.shape.join(" x ") },
+  { title: "weights n", value: (row) => row.n, text: (row) => formatCount(row.n) },
+  { title: "tau", value: (row) => row.threshold ?? Infinity },
+  { title: "near tau (%)", value: (row) => row.near, text: (row) => formatNumber(row.near * 100, 3) },
+  { title: "M", value: (row) => row.samples, text: (row) => formatCount(row.samples) },
+  { title: "T", value: (row) => row.power },
+  { title: "ir", value: (row) => row.ir ?? Infinity },
+  { title: "swapped (%)", value: (row) => row.swapped, text: (row) => formatNumber(row.swapped * 100, 3) },
+];
+const NEEDING_RESULTS = 3; // the columns from this one on have nothing to say of a tensor with a problem
+
+/** A table that sorts by any column and whose names choose the tensor. Rows stay in place while pieces arrive. */
+function createTable(view, panel) {
+  const heads = COLUMNS.map(({ title }) => `<th scope="col"><button type="button" ${KEYS}>${title}</button></th>`);
+  panel.body.innerHTML = `<div class="rp-scroll rp-table" tabindex="0" ${KEYS} role="region" aria-label="all tensors">
+    <table><thead><tr>${heads.join("")}</tr></thead><tbody></tbody></table></div>`;
+  const [headRow, body] = [panel.body.querySelector("thead tr"), panel.body.querySelector("tbody")];
+  const rowsByName = new Map();
+  let rows = [];
+  let sorted = { column: null, sign: 1 };
+
+  headRow.addEventListener("click", ({ target }) => {
+    const column = target.closest("th")?.cellIndex;
+    if (column === undefined) return;
+    sorted = { column, sign: sorted.column === column ? -sorted.sign : 1 };
+    [...headRow.cells].forEach((head, i) => {
+      if (i !== column) head.removeAttribute("aria-sort");
+      else head.setAttribute("aria-sort", sorted.sign > 0 ? "ascending" : "descending");
+    });
+    order();
+  });
+  body.addEventListener("click", ({ target }) => {
+    if (target.closest("button")) view.propose({ tensor: target.closest("tr").dataset.tensor });
+    markCurrent();
+  });
+
+  function update(part) {
+    rows = part.rows;
+    panel.title(part);
+    panel.badge.textContent = part.done < part.total ? `${part.done} of ${part.total} tensors` : `${part.total} tensors`;
+    const names = new Set(rows.map(({ name }) => name));
+    for (const [name, element] of rowsByName) {
+      if (names.has(name)) continue;
+      element.remove();
+      rowsByName.delete(name);
+    }
+    for (const row of rows) {
+      if (!rowsByName.has(row.name)) rowsByName.set(row.name, document.createElement("tr"));
+      const element = rowsByName.get(row.name);
+      element.dataset.tensor = row.name;
+      element.className = row.prunable ? "" : "rp-light";
+      setHtml(element, rowHtml(row));
+    }
+    order();
+    markCurrent();
+  }
+
+  function order() {
+    const { column, sign } = sorted;
+    const compare = (a, b) => (a > b) - (a < b);
+    const value = column === null ? null : COLUMNS[column].value;
+    const inOrder = value ? [...rows].sort((a, b) => sign * compare(value(a), value(b))) : rows;
+    keepFocus(view.root, () => {
+      inOrder.forEach(({ name }, i) => {
+        const element = rowsByName.get(name);
+        if (body.children[i] !== element) body.insertBefore(element, body.children[i] ?? null);
+      });
+    });
+  }
+
+  function markCurrent() {
+    const current = rowsByName.get(view.state?.tensor);
+    const marked = body.querySelector("[aria-current]");
+    if (marked !== current) marked?.removeAttribute("aria-current");
+    current?.setAttribute("aria-current", "true");
+  }
+
+  return { update, markCurrent };
+}
+
+function rowHtml(row) {
+  const cells = COLUMNS.slice(1, row.problem ? NEEDING_RESULTS : undefined).map(
+    ({ value, text }) => `<td>${text ? text(row) : formatNumber(value(row))}</td>`,
+  );
+  if (row.problem) {
+    cells.push(`<td class="rp-problem" colspan="${COLUMNS.length - NEEDING_RESULTS}">${escapeText(row.problem)}</td>`);
+  }
+  const name = escapeText(row.name);
+  const light = row.prunable ? "" : " <span>(not pruned by default)</span>";
+  return `<td><button type="button" data-key="row-${name}" ${KEYS}>${name}</button>${light}</td>${cells.join("")}`;
+}
+
+// --------------------------------------------------------------------------------------------------------------- mount
+
+const WAITING = "Waiting for Python...";
+const PANELS = { microscope: "Threshold microscope", curve: "Keep curve", candidates: "Candidates" };
+Object.assign(PANELS, { randomness: "Introduced randomness", table: "All tensors" });
+const DRAWINGS = ["microscope", "curve", "randomness"];
+const KINDS_LEGEND = `<div class="rp-legend">${[...KINDS]
+  .reverse()
+  .map((kind) => `<span><svg viewBox="0 0 14 12"><rect x="1" y="1" width="12" height="10" class="bar ${kind}"/></svg>${kind}</span>`)
+  .join("")}</div>`;
+
+// What a part depends on: it is out of date once one of these has changed. Pins, pairs and the window are ways of looking.
+const ASKED = "model tensor stage moment sparsity scope randomness samples sampling_ratio target_ir power reach ties".split(" ");
+const DEPENDS = {
+  sweep: ({ sweep }) => [...ASKED.filter((field) => field !== sweep), "sweep"],
+  candidates: () => [...ASKED, "sampler", "candidates", "rerolled", "seed"],
+  table: () => ASKED.filter((field) => field !== "tensor"),
+};
+const REMEMBERED = 64; // states by seq: parts come later than the quick part that they belong to
+
+/** One panel's frame: a titled section with a badge, a body and its sentence. */
+function createPanel(name, id) {
+  const element = elementOf(`<section data-panel="${name}" aria-labelledby="${id}-${name}">
+    <div class="rp-head"><h3 id="${id}-${name}">${PANELS[name]}</h3><span class="rp-badge"></span></div>
+    <div class="rp-body"></div><p class="sentence">${WAITING}</p></section>`);
+  const [body, sentence] = [element.querySelector(".rp-body"), element.lastElementChild];
+  const badge = element.querySelector(".rp-badge");
+  const panel = { element, body, badge };
+  panel.title = (part) => {
+    setText(element.querySelector("h3"), part.title ?? PANELS[name]);
+    setText(badge, part.badge ?? "");
+    setText(sentence, part.sentence ?? "");
+    panel.svg?.setAttribute("aria-label", part.sentence ?? "");
+  };
+  if (!DRAWINGS.includes(name)) return panel;
+  const legend = name === "microscope" ? KINDS_LEGEND : "";
+  body.innerHTML = `${legend}<div class="rp-drawing"><svg role="img" aria-label="${PANELS[name]}"><g></g></svg></div>`;
+  panel.holder = body.querySelector(".rp-drawing");
+  panel.svg = panel.holder.firstElementChild;
+  panel.width = 600; // until the page has been laid out
+  panel.draw = (html, height) => {
+    panel.svg.setAttribute("width", panel.width);
+    panel.svg.setAttribute("height", height);
+    panel.svg.firstElementChild.innerHTML = html;
+  };
+  return panel;
+}
+
+/** Whether what lies behind an element is dark: the first background on the way up, through shadow roots. */
+function isOnDark(element) {
+  for (let at = element; at; at = at.assignedSlot ?? at.parentElement ?? at.getRootNode().host) {
+    const colour = getComputedStyle(at).backgroundColor;
+    const [r, g, b, alpha = 1] = (colour.match(/[\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+    const unit = colour.startsWith("color(") ? 255 : 1;
+    if (alpha > 0.5) return luminance([r * unit, g * unit, b * unit]) < 0.18;
+  }
+  const scheme = getComputedStyle(document.documentElement).colorScheme;
+  return scheme.includes("dark") && (!scheme.includes("light") || matchMedia("(prefers-color-scheme: dark)").matches);
+}
+
+/** The page's skeleton within `root`. */
+function createPlaces(root, id, options) {
+  root.replaceChildren();
+  root.classList.add("rp-root");
+  root.classList.toggle("rp-frozen", Boolean(options.frozen));
+  const style = root.appendChild(document.createElement("style"));
+  style.textContent = STYLE + STYLE_OF_LISTS;
+  root.append(
+    elementOf(`<p class="rp-alert" role="alert" hidden></p>`),
+    elementOf(`<div class="rp-notices" role="status"></div>`),
+    elementOf(`<div class="rp-frame"><div class="rp-side"><p class="rp-notice rp-note" hidden></p>
+      <h2></h2><div class="rp-source rp-fields"></div><div class="rp-groups rp-controls"></div>
+      <details class="rp-code" hidden><summary ${KEYS}>this view as Python code</summary>
+        <button type="button" data-action="copy" ${KEYS}>copy as code</button><pre></pre></details></div>
+      <div class="rp-panels"></div></div>`),
+  );
+  const find = (selector) => root.querySelector(selector);
+  const panels = {};
+  for (const name of Object.keys(PANELS)) {
+    panels[name] = createPanel(name, id);
+    find(name === "table" ? ".rp-frame" : ".rp-panels").append(panels[name].element);
+  }
+  const sweepSlot = elementOf(`<div class="rp-sweep-control"></div>`);
+  panels.randomness.body.prepend(sweepSlot);
+  find(".rp-note").hidden = !options.note;
+  setText(find(".rp-note"), options.note ?? "");
+  return {
+    panels,
+    sweepSlot,
+    side: find(".rp-side"),
+    alert: find(".rp-alert"),
+    notices: find(".rp-notices"),
+    code: find(".rp-code"),
+  };
+}
+
+/** Lets tau and reach be dragged. While one is, the window stands still: if it went along, the rule would run away. */
+function createRuleDrag(view, panel, redraw) {
+  const { svg } = panel;
+  let drag = null; // {rule, low, high, left, magnitude, held}
+
+  svg.addEventListener("pointerdown", (event) => {
+    const rule = event.target.closest("[data-rule]")?.dataset.rule;
+    if (!rule || view.frozen || !view.state) return;
+    event.preventDefault();
+    svg.setPointerCapture(event.pointerId);
+    const { low, high } = view.shown.microscope;
+    drag = { rule, low, high, left: svg.getBoundingClientRect().left, magnitude: null, held: true };
+  });
+  svg.addEventListener("pointermove", (event) => {
+    if (!drag?.held) return;
+    const x = linearScale(drag.low, drag.high, LEFT, panel.width - RIGHT);
+    const magnitude = x.invert(event.clientX - drag.left);
+    drag.magnitude = Math.min(Math.max(magnitude, drag.low), drag.high);
+    view.propose({}, { rule: drag.rule, magnitude: drag.magnitude });
+    redraw();
+  });
+  for (const end of ["pointerup", "pointercancel"]) {
+    svg.addEventListener(end, () => {
+      if (drag) drag.held = false;
+      settle();
+    });
+  }
+
+  /** The rule stays where it was let go until the last answer is there. */
+  function settle() {
+    if (!drag || drag.held || !view.isIdle()) return;
+    drag = null;
+    redraw();
+  }
+
+  return { settle, current: () => drag };
+}
+
+/**
+ * Draws the live panels into `root` and calls `ask` with what the user does. See the module's head.
+ *
+ * options: frozen (a page without Python), note (shown above the controls), code (false: no code to copy).
+ * Returns {update(part), gone(text), destroy()}.
+ */
+function mount(root, ask, options = {}) {
+  const id = `rp${Math.random().toString(36).slice(2, 9)}`;
+  const places = createPlaces(root, id, options);
+  const { panels } = places;
+  const states = new Map(); // seq of a quick part -> its state
+  const origins = {}; // kind of a late part -> the state it was worked out for
+  const late = {}; // kind -> the newest part
+  let quick = null;
+  let showsDark = null;
+
+  // What the parts of the page share. `state` is what the user wants, ahead of Python while a question is in flight.
+  const view = { root, id, places, frozen: Boolean(options.frozen), state: null, derived: null, shown: {} };
+  const conversation = createConversation(ask, view.frozen, (text) => {
+    places.alert.hidden = !text;
+    setText(places.alert, text);
+  });
+  view.isIdle = conversation.isIdle;
+  view.propose = (change, drag) => {
+    view.state = { ...view.state, ...change };
+    if (!drag) controls.refresh();
+    conversation.ask({ state: view.state, ...(drag && { drag }) });
+  };
+  const controls = createControls(view);
+  const candidates = createCandidates(view, panels.candidates);
+  const table = createTable(view, panels.table);
+  const rules = createRuleDrag(view, panels.microscope, () => {
+    drawMagnitudes();
+  });
+
+  const isFresh = (kind) => {
+    const [then, now] = [origins[kind], quick?.state];
+    return Boolean(then && now) && DEPENDS[kind](now).every((field) => String(then[field]) === String(now[field]));
+  };
+
+  /** Panels 1 and 2, from what was last good; both over the same magnitudes. */
+  function drawMagnitudes() {
+    const { microscope: scope, curve } = view.shown;
+    const drag = rules.current();
+    const held = (rule, magnitude) => (drag?.rule === rule ? (drag.magnitude ?? magnitude) : magnitude);
+    const width = panels.microscope.width;
+    if (scope) {
+      const marks = { tau: held("threshold", scope.tau), reach: held("reach", scope.reach_at) };
+      const html = drawMicroscope(scope, drag ?? scope, marks, width, id);
+      panels.microscope.draw(html, SCOPE.top + SCOPE.plot + SCOPE.axis + SCOPE.inset + SCOPE.insetAxis);
+    }
+    if (curve) {
+      const dots = (isFresh("candidates") && candidates.dots()) || { magnitudes: [], kept: [] };
+      const html = drawCurve(curve, drag ?? curve, held("threshold", curve.tau), dots, panels.curve.width);
+      panels.curve.draw(html, CURVE.top + CURVE.plot + CURVE.axis);
+    }
+  }
+
+  function drawPoint() {
+    if (!late.sweep) return;
+    const drawn = isFresh("candidates") ? candidates.drawn().filter(({ slot }) => slot > 0) : [];
+    const html = drawRandomness(late.sweep, view.shown.point, drawn, panels.randomness.width);
+    panels.randomness.draw(html, RANDOMNESS.top + RANDOMNESS.plot + RANDOMNESS.axis);
+  }
+
+  function drawAll() {
+    drawMagnitudes();
+    drawPoint();
+    for (const [kind, name] of [["sweep", "randomness"], ["candidates", "candidates"], ["table", "table"]]) {
+      panels[name].element.classList.toggle("rp-late", !isFresh(kind) && kind in late);
+    }
+  }
+
+  function showQuick(part) {
+    quick = part;
+    conversation.heard(part);
+    remember(part);
+    if (!view.state || !conversation.isAhead()) {
+      view.state = part.state;
+      view.derived = part.derived ?? view.derived;
+      controls.refresh();
+    }
+    for (const name of ["microscope", "curve"]) {
+      panels[name].element.classList.toggle("stale", !part[name]);
+      if (part[name]) panels[name].title((view.shown[name] = part[name]));
+    }
+    panels.randomness.element.classList.toggle("stale", !part.point);
+    if (part.point) view.shown.point = part.point;
+    setBanners(part.curve?.banners ?? []);
+    setHtml(places.notices, (part.notices ?? []).map(noticeHtml).join(""));
+    showCode(part.code);
+    rules.settle();
+    candidates.refresh();
+    table.markCurrent();
+    drawAll();
+    describePoint();
+  }
+
+  function remember(part) {
+    states.set(part.seq, part.state);
+    if (states.size > REMEMBERED) states.delete(states.keys().next().value);
+    for (const kind of Object.keys(late)) if (late[kind].seq === part.seq) origins[kind] = part.state;
+  }
+
+  function showLate(part) {
+    late[part.kind] = part;
+    origins[part.kind] = states.get(part.seq);
+    if (part.kind === "sweep") panels.randomness.title(part);
+    if (part.kind === "candidates") candidates.update(part);
+    if (part.kind === "table") table.update(part);
+    describePoint();
+    drawAll();
+  }
+
+  /** Panel 4 says two things: how the line runs, and where we stand on it. */
+  function describePoint() {
+    const sentences = [view.shown.point?.sentence, late.sweep?.sentence].filter(Boolean);
+    panels.randomness.title({ ...late.sweep, sentence: sentences.join(" ") || WAITING });
+  }
+
+  function setBanners(banners) {
+    if (!panels.curve.banners) panels.curve.banners = panels.curve.element.appendChild(elementOf(`<div></div>`));
+    setHtml(panels.curve.banners, banners.map((text) => `<p class="banner">${escapeText(text)}</p>`).join(""));
+  }
+
+  function showCode(code) {
+    places.code.hidden = !code || options.code === false;
+    setText(places.code.querySelector("pre"), code ?? "");
+  }
+
+  function update(part) {
+    if (!part) return;
+    const dark = isOnDark(root); // read before anything is written: it costs no second layout
+    if (dark !== showsDark) root.classList.toggle("rp-dark", (showsDark = dark));
+    if (part.kind === "controls") controls.build(part);
+    if (part.kind === "source") controls.buildSource(part);
+    if (part.kind === "quick") showQuick(part);
+    if (["sweep", "candidates", "table"].includes(part.kind)) showLate(part);
+    stamp(part);
+  }
+
+  /** Says in the DOM what has been drawn: tests and latency measurements wait for it. */
+  function stamp({ kind, seq, answers, done }) {
+    if (kind === "quick") Object.assign(root.dataset, { seq, answers: answers ?? "" });
+    else if (seq !== undefined) root.dataset[`${kind}Seq`] = seq;
+    if (done !== undefined) root.dataset[`${kind}Done`] = done;
+  }
+
+  const observer = new ResizeObserver((entries) => {
+    for (const { target, contentRect } of entries) {
+      const panel = DRAWINGS.map((name) => panels[name]).find(({ holder }) => holder === target);
+      if (contentRect.width > 0) panel.width = Math.max(Math.floor(contentRect.width), LEAST_WIDTH);
+    }
+    drawAll();
+  });
+  for (const name of DRAWINGS) observer.observe(panels[name].holder);
+  places.code.querySelector("button").addEventListener("click", ({ target }) => copyCode(places.code, target));
+
+  const greet = () => quick || conversation.hello();
+  const hellos = [setTimeout(conversation.hello, 0), setTimeout(greet, HELLO_AGAIN)];
+  return {
+    update,
+    gone(text = GONE) {
+      places.alert.hidden = false;
+      setText(places.alert, text);
+    },
+    destroy() {
+      hellos.forEach(clearTimeout);
+      conversation.end();
+      observer.disconnect();
+      root.replaceChildren();
+      root.classList.remove("rp-root", "rp-dark", "rp-frozen");
+    },
+  };
+}
+
+function noticeHtml({ kind, text }) {
+  const known = ["error", "warning", "info"].includes(kind) ? kind : "info";
+  return `<div class="rp-notice rp-${known}">${escapeText(text)}</div>`;
+}
+
+/** Copies the code; where a page may not, selects it for the user to copy. */
+async function copyCode(box, button) {
+  const code = box.querySelector("pre");
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "copied";
+  } catch {
+    getSelection().selectAllChildren(code);
+    button.textContent = "selected: press Ctrl+C";
+  }
+  setTimeout(() => (button.textContent = "copy as code"), 2000);
 }

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import anywidget
-import traitlets
+try:
+    import anywidget
+    import traitlets
+except ImportError as error:
+    raise ImportError(f"explore needs Jupyter ({error}). Install it: pip install 'randprune-lab[jupyter]'.") from error
 from torch import Tensor, nn
 
-from randprune_lab.explore import Explorer, TensorRow, controls_table, empty_quick
+from randprune_lab.explorer import Explorer, TensorRow, controls_table, empty_quick
 from randprune_lab.sources import open_source
 from randprune_lab.state import ExploreState
 
@@ -123,12 +126,10 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
             raise ValueError(self._problem)
         return self._explorer
 
-    def _open(self, model: str) -> None:
-        """The source that the state names, unless it is open already."""
-        if self._object is None and self._opened == model and self._explorer is not None:
-            return
-        if self._object is not None and self._explorer is not None:
-            return
+    def _open(self, model: str) -> bool:
+        """Open what the state names, unless it is open already; whether it was opened just now."""
+        if self._explorer is not None and (self._object is not None or self._opened == model):
+            return False
         self._opened, self._known = model, {}
         try:
             self._explorer, self._problem = Explorer(open_source(model if self._object is None else self._object)), ""
@@ -136,13 +137,14 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
         except ValueError as error:
             self._explorer, self._problem = None, str(error)
             self.part_source = {"kind": "source", "model": model, "source_kind": "", "tensors": [], "moments": []}
+        return True
 
     def _show(
         self, state: ExploreState, *, fresh: bool = False, answers: int | None = None, notices: tuple[str, ...] = ()
     ) -> None:
         """Panels 1 and 2 and the current point at once; the rest follows on the worker's thread."""
         with self._lock:
-            self._open(state.model)
+            fresh = self._open(state.model) or fresh
             if self._explorer is None:
                 quick = empty_quick(state, self._problem)
             else:

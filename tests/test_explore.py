@@ -14,7 +14,7 @@ from randprune_lab import (
     random_mask,
     samples_for_ratio,
 )
-from randprune_lab.explore import ExploreSettings, tensor_table
+from randprune_lab.explorer import ExploreSettings, tensor_table
 from randprune_lab.models import weight_matrices
 
 
