@@ -190,9 +190,10 @@ class Candidates:
 
 def _sentence(drawn: list[Table], total: int, agreement: NDArray[np.float64]) -> str:
     done = f"{len(drawn)} of {total} masks drawn" if len(drawn) < total else f"{total} masks drawn"
-    irs = [strip["ir"] for strip in drawn if strip["number"] and strip["ir"] is not None]
-    if not irs:
+    random = [strip for strip in drawn if strip["number"]]
+    if not random:
         return f"{done}: so far only the plain one, which every random mask is compared with."
+    irs = [float("inf") if strip["ir"] is None else strip["ir"] for strip in random]
     apart = agreement[~np.eye(len(agreement), dtype=bool)]
     spread = (
         f"{min(irs):.4g}" if len(irs) == 1 else f"{min(irs):.4g} to {max(irs):.4g} (mean {statistics.mean(irs):.4g})"

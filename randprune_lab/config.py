@@ -146,7 +146,7 @@ Reach = Annotated[
     float | None,
     _checked(check_reach),
     Field(description="r, only the round(r * keep) largest weights can be drawn"),
-    Control("reach", "r", 1.0, 20.0, 1, "log", none="every weight"),
+    Control("reach", "r", 1.0, 20.0, 1, "log", none="all"),
 ]
 TieRule = Annotated[
     str,

@@ -19,7 +19,7 @@ from randprune_lab.candidates import Candidates, Place, check_drawable
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.keepcurve import KeepCurve
 from randprune_lab.masks import EVERYTHING
-from randprune_lab.panels import Table, curve_of, derived, settle
+from randprune_lab.panels import Draw, Table, curve_of, derived, settle
 from randprune_lab.sampling import introduced_randomness
 from randprune_lab.sources import Layer, Source, TensorInfo
 from randprune_lab.state import ExploreState, control_of
@@ -75,16 +75,20 @@ class Explorer:
         self._drawn: tuple[Hashable, Candidates] | None = None
 
     def start(self, state: ExploreState) -> ExploreState:
-        """``state`` on a tensor and a moment that the source has; with a run's own settings if it is at the default."""
-        moments = {(known.stage, known.moment) for known in self.source.moments}
-        if moments and (state.stage, state.moment) not in moments:
-            first = self.source.moments[0]
-            state = state.but(stage=first.stage, moment=first.moment)
-        if not state.tensor:
-            state = state.but(tensor=self._first())
+        """``placed``, and with a run's own settings if the state's are the defaults."""
+        state = self.placed(state)
         settings = self.source.settings(state.stage)
         untouched = all(getattr(state, name) == ExploreState.model_fields[name].default for name in settings)
         return state.but(**settings) if untouched else state
+
+    def placed(self, state: ExploreState) -> ExploreState:
+        """``state`` on a moment that the source has, and on its first tensor if it names none."""
+        moments = {(known.stage, known.moment) for known in self.source.moments}
+        named_none = (state.stage, state.moment) == (1, "before")  # as in the default; another one is asked for
+        if moments and named_none and (1, "before") not in moments:
+            first = self.source.moments[0]
+            state = state.but(stage=first.stage, moment=first.moment)
+        return state if state.tensor else state.but(tensor=self._first())
 
     def follow(self, before: ExploreState, after: ExploreState) -> ExploreState:
         """Whoever moves on to another stage of a run looks at that stage's sparsity and target."""
@@ -127,26 +131,18 @@ class Explorer:
         table: Table = {"state": state.model_dump(mode="json"), "code": state.to_code(), "keys": self.keys(state)}
         try:
             info = self._info(state)
-            histogram = self.histogram(state)
-            draw = settle(state, histogram)
-            curve = curve_of(state, histogram, draw)
+            draw, curve = self._curve(state)
         except ValueError as error:
             return {**table, **_NO_PANELS, "notices": [_notice("error", str(error))]}
         notices = [_notice("info", text) for text in draw.notices]
         if not info.prunable:
             notices.append(_notice("info", f"{info.name} is not pruned by default; it is explored all the same."))
+        table |= {"notices": notices, "derived": derived(state, curve)}
         if not curve.keep:
-            text = f"At sparsity {state.sparsity:g} nothing of {histogram.size:,} weights is kept. Lower the sparsity."
-            return {
-                **table,
-                **_NO_PANELS,
-                "derived": derived(state, curve),
-                "notices": [*notices, _notice("error", text)],
-            }
+            notices.append(_notice("error", _nothing_kept(state, curve)))
+            return {**_NO_PANELS, **table}
         return {
             **table,
-            "notices": notices,
-            "derived": derived(state, curve),
             "microscope": panels.microscope(state, curve),
             "curve": panels.keep_curve(state, curve),
             "point": panels.point(state, curve),
@@ -155,8 +151,9 @@ class Explorer:
     def keys(self, state: ExploreState) -> dict[str, str]:
         """For each slow part, a text that changes when the part is void."""
         settings = state.model_dump(mode="json", exclude=set(_VIEW))
-        versions = {name: self._version(name) for name in {state.tensor, *self._prunable()}}
-        own = [settings, versions[state.tensor], versions if state.scope == "global" else None]
+        versions = {name: self._version(name) for name, info in self.source.tensors.items() if len(info.shape) > 1}
+        whole = [versions.get(name) for name in self._prunable()] if state.scope == "global" else None
+        own = [settings, self._version(state.tensor), whole]
         swept = {name: value for name, value in settings.items() if name not in (state.sweep, "seed", "candidates")}
         looked_at = ("tensor", "seed", "candidates")
         return {
@@ -242,8 +239,7 @@ class Explorer:
             own = state.model_copy(update={"tensor": info.name})
             if _is_global(state, info) and whole is None:
                 with contextlib.suppress(ValueError):  # each row says it
-                    histogram = self.histogram(own)
-                    whole = curve_of(state, histogram, settle(state, histogram))
+                    whole = self._curve(own)[1]
             row = self._row(info, own, whole if _is_global(state, info) else None)
             if draws and row.problem is None and not _is_global(state, info):
                 masks = self._candidates(own)
@@ -255,7 +251,7 @@ class Explorer:
         blank = TensorRow(info.name, info.shape, info.n, info.prunable)
         try:
             histogram = self._of_tensor(info.name, state)
-            curve = whole or curve_of(state, histogram, settle(state, histogram))
+            curve = whole or self._curve(state)[1]
         except ValueError as error:
             return dataclasses.replace(blank, problem=str(error))
         tau = curve.threshold
@@ -287,9 +283,11 @@ class Explorer:
         Raises:
             ValueError: the weights cannot be read, or masks of them cannot be drawn.
         """
+        _, curve = self._curve(state)
+        if not curve.keep:
+            raise ValueError(_nothing_kept(state, curve))
         drawn = self._candidates(state)
-        histogram = self.histogram(state)
-        window = panels.window_of(state, histogram)
+        window = panels.window_of(state, curve.histogram)
         for done in range(1, state.candidates + 1):
             yield drawn.table(state, done, window)
 
@@ -307,6 +305,15 @@ class Explorer:
         return self._known(
             key, lambda: functools.reduce(lambda a, b: a + b, (self._of_tensor(name, state) for name in names))
         )
+
+    def _curve(self, state: ExploreState) -> tuple[Draw, KeepCurve]:
+        """What the state means for its tensor, and the closed form of its masks."""
+        histogram = self.histogram(state)
+        try:
+            draw = settle(state, histogram)
+            return draw, curve_of(state, histogram, draw)
+        except ValueError as error:
+            raise ValueError(f"{self._info(state).name}: {error}") from error
 
     def _of_tensor(self, name: str, state: ExploreState) -> MagnitudeHistogram:
         def work_out() -> MagnitudeHistogram:
@@ -337,7 +344,7 @@ class Explorer:
         return kept[1]
 
     def _info(self, state: ExploreState) -> TensorInfo:
-        info = self.source.tensors.get(state.tensor)
+        info = self.source.tensors.get(state.tensor or self._first())
         if info is None:
             near = difflib.get_close_matches(state.tensor, self.source.tensors, n=1, cutoff=0.0)[0]
             raise ValueError(f"tensor = {state.tensor!r}: the model has none of this name. Did you mean {near!r}?")
@@ -356,7 +363,7 @@ class Explorer:
         info = self._info(state)
         whole = _is_global(state, info)
         names = self._prunable() if whole else [info.name]
-        draw = settle(state, self.histogram(state))
+        draw, _ = self._curve(state)
         versions = tuple(self.source.version(name) for name in names)
         settings = (state.sparsity, state.reach, state.sampler, state.seed, state.stage, state.moment)
         key = (whole, info.name, versions, settings, draw)
@@ -368,6 +375,10 @@ class Explorer:
             parameter = EVERYTHING if whole else info.name
             self._drawn = key, Candidates(layer, parameter, Place(start, info.shape), draw, state)
         return self._drawn[1]
+
+
+def _nothing_kept(state: ExploreState, curve: KeepCurve) -> str:
+    return f"At sparsity {state.sparsity:g} nothing of {curve.histogram.size:,} weights is kept. Lower the sparsity."
 
 
 _NO_PANELS = dict.fromkeys(("derived", "microscope", "curve", "point"))

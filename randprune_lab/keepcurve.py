@@ -161,12 +161,12 @@ class KeepCurve:
 
         With ties by magnitude the cut moves from mask to mask; the share is then that of its most likely place.
         """
-        law, inside = self._law, self.drawable_counts
-        if not law.tied or law.samples == 1:  # one draw takes exactly as many as are kept
+        tied = sorted(self._law.tied)
+        if not tied or self.samples == 1:  # one draw takes exactly as many as are kept
             return 0.0
-        cut = law.cut if self.ties == "random" else sorted(law.tied)[len(law.tied) // 2]
-        above = _exceeds(cut, law.samples, self.inclusions)
-        return float((inside * (self.probabilities - above)).clip(min=0).sum()) / self.keep
+        cut = 1 if self.samples == 2 else tied[len(tied) // 2]  # the law of two random draws is kept as that of one
+        above = float((self.drawable_counts * _exceeds(cut, self.samples, self.inclusions)).sum())
+        return min(max(1 - above / self.keep, 0.0), 1.0)
 
     @overload
     def keep_probability(self, magnitude: float) -> float: ...

@@ -24,9 +24,16 @@ const STYLE = `
 .rp-root p.sentence { margin-top: 6px; font-size: 13px; color: var(--rp-muted); overflow-wrap: anywhere; }
 .rp-legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 12px; color: var(--rp-muted); }
 .rp-legend span { display: inline-flex; align-items: center; gap: 5px; }
-.rp-legend svg { width: 14px; height: 12px; }
+.rp-swatch { width: 14px; height: 12px; border: 1px solid var(--rp-line); }
+.rp-swatch.kept, .rp-swatch.both { background: var(--rp-kept); }
+.rp-swatch.pruned { background: color-mix(in srgb, var(--rp-pruned) 50%, var(--rp-back)); border-color: var(--rp-pruned); }
+.rp-swatch.undecided { background: repeating-linear-gradient(135deg, var(--rp-undecided) 0 3px, #7fceb9 3px 4.5px); }
+.rp-swatch.in { background: var(--rp-undecided); }
+.rp-swatch.out { background: var(--rp-pruned); }
+.rp-swatch.neither { background: var(--rp-empty); }
 .rp-root svg { display: block; }
 .rp-root svg text { font: 12px system-ui, sans-serif; fill: var(--rp-muted); font-variant-numeric: tabular-nums; }
+.rp-root svg text { pointer-events: none; }
 .rp-root svg text.rp-strong { fill: var(--rp-text); }
 .rp-root svg text.rp-halo { paint-order: stroke; stroke: var(--rp-back); stroke-width: 4px; stroke-linejoin: round; }
 .rp-drawing { min-width: 0; overflow: hidden; }
@@ -71,27 +78,28 @@ const STYLE = `
 .rp-symbol { font-style: italic; color: var(--rp-muted); }
 .rp-follows-word { margin-left: auto; font-size: 12px; color: var(--rp-muted); }
 .rp-control:not(.rp-follows) .rp-follows-word { display: none; }
-.rp-follows input { accent-color: var(--rp-line); color: var(--rp-muted) !important; }
+.rp-root .rp-follows .rp-box { color: var(--rp-muted); font-style: italic; }
+.rp-follows input[type=range] { opacity: .5; }
 .rp-row { display: flex; gap: 8px; align-items: center; }
 .rp-row input[type=range] { flex: 1 1 60px; min-width: 60px; margin: 0; }
-.rp-row .rp-box { flex: 0 0 92px; width: 92px; text-align: right; font-variant-numeric: tabular-nums; }
+.rp-row .rp-box { flex: 0 0 104px; width: 104px; text-align: right; font-variant-numeric: tabular-nums; }
 .rp-unit { font-size: 12px; color: var(--rp-muted); }
 .rp-control select { width: 100%; }
 .rp-sweep-control { margin-bottom: 6px; max-width: 260px; }
 .rp-code { margin-top: 12px; font-size: 13px; }
+.rp-code details { margin-top: 6px; }
 .rp-code pre { margin: 6px 0 0; padding: 8px; border-radius: 5px; background: var(--rp-field); font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
 `;
 
 const STYLE_OF_LISTS = `
 .rp-strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 10px; margin-top: 8px; }
 .strip svg, .rp-pair svg { width: 100%; max-height: 200px; background: var(--rp-empty); border: 1px solid var(--rp-line); }
-.rp-pair { margin-top: 10px; }
+.rp-root .rp-pair { margin-top: 10px; }
 .rp-pair svg { max-width: 420px; max-height: 420px; }
 .rp-cells { shape-rendering: crispEdges; }
 .rp-cells.both { fill: var(--rp-kept); }
 .rp-cells.in { fill: var(--rp-undecided); }
 .rp-cells.out { fill: var(--rp-pruned); }
-.rp-cells.neither { fill: var(--rp-empty); }
 .strip figcaption { font-size: 12px; color: var(--rp-muted); }
 .strip figcaption b { display: block; font-size: 13px; color: var(--rp-text); }
 .strip figcaption span { display: block; }
@@ -100,22 +108,30 @@ const STYLE_OF_LISTS = `
 .rp-scroll { overflow: auto; max-width: 100%; }
 .rp-matrix { margin-top: 12px; }
 .rp-matrix table { border-collapse: collapse; font-size: 12px; }
-.rp-matrix caption { text-align: left; font-size: 12px; color: var(--rp-muted); padding-bottom: 4px; }
 .rp-matrix th { font-weight: 400; color: var(--rp-muted); padding: 1px 5px; }
 .rp-matrix td { padding: 1px; }
-.rp-root button.cell { width: 46px; min-height: 24px; padding: 0; border: 1px solid transparent; border-radius: 3px; font-size: 12px; font-variant-numeric: tabular-nums; }
-.rp-root button.cell[aria-pressed=true] { outline: 2px solid var(--rp-text); outline-offset: 0; }
+.rp-matrix th[scope=row] { position: sticky; left: 0; background: var(--rp-back); text-align: right; }
+.rp-root button.cell { width: 38px; min-height: 24px; padding: 0; border: 1px solid transparent; border-radius: 3px; font-size: 12px; font-variant-numeric: tabular-nums; }
+.rp-root button.cell[aria-pressed=true] { box-shadow: inset 0 0 0 2px #fff, 0 0 0 2px var(--rp-text); }
 .rp-root button.cell:focus-visible { outline: 3px solid var(--rp-focus); outline-offset: 1px; }
 .rp-table { max-height: 22rem; border: 1px solid var(--rp-line); border-radius: 5px; contain: content; }
-.rp-table table { width: 100%; border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-.rp-table th { position: sticky; top: 0; z-index: 1; background: var(--rp-field); padding: 0; text-align: right; }
+.rp-table table { font-size: 13px; font-variant-numeric: tabular-nums; min-width: 778px; }
+.rp-table table, .rp-table thead, .rp-table tbody { display: block; }
+.rp-table thead { position: sticky; top: 0; z-index: 1; background: var(--rp-field); }
+/* Grids of one pattern, not table rows: only these can be skipped while out of sight, which makes long tables fast. */
+.rp-table tr { display: grid; align-items: center; grid-template-columns: minmax(150px, 5fr) minmax(90px, 1.2fr) minmax(84px, 1fr)
+  minmax(70px, .8fr) minmax(100px, 1fr) minmax(52px, .6fr) minmax(50px, .6fr) minmax(78px, .8fr) minmax(104px, 1fr); }
+.rp-table tbody tr { border-top: 1px solid var(--rp-grid); }
+.rp-table.rp-long tbody tr { content-visibility: auto; contain-intrinsic-size: auto 26px; }
+.rp-table th { padding: 0; text-align: right; }
 .rp-table th button { width: 100%; border: 0; background: none; text-align: inherit; font-weight: 600; white-space: nowrap; }
-.rp-table td { padding: 1px 7px; text-align: right; white-space: nowrap; border-top: 1px solid var(--rp-grid); }
+.rp-table th[aria-sort=ascending] button::after { content: " ▲"; }
+.rp-table th[aria-sort=descending] button::after { content: " ▼"; }
+.rp-table td { padding: 1px 7px; text-align: right; overflow-wrap: anywhere; min-width: 0; }
 .rp-table th:first-child, .rp-table td:first-child { text-align: left; }
-.rp-table td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 150px; }
-.rp-table td.rp-problem { text-align: left; white-space: normal; color: var(--rp-error); }
+.rp-table td.rp-problem { grid-column: span 6; text-align: left; color: var(--rp-error); }
 .rp-table td button { border: 0; background: none; padding: 0; text-align: left; text-decoration: underline; overflow-wrap: anywhere; }
-.rp-table tr[aria-current] td { background: var(--rp-info-back); }
+.rp-table tr[aria-current] { background: var(--rp-info-back); }
 .rp-table tr.rp-light td, .rp-table tr.rp-light button { color: var(--rp-muted); }
 .rp-panels { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; min-width: 0; }
 @container (min-width: 900px) {
@@ -132,6 +148,8 @@ const STYLE_OF_LISTS = `
 
 const SMALL = 1e-3; // below it, and from LARGE on, numbers are written with an exponent
 const LARGE = 1e7;
+const THOUSANDS = 1e4; // from here on they are separated
+const SEPARATED = new Intl.NumberFormat("en-US", { maximumFractionDigits: 9 }); // made once: making it is slow
 const BOX_DIGITS = 10; // a number box must not hide digits that someone typed
 
 /** 4 significant digits, without idle zeros: 0.9375, 5e-5, 12. Nothing is the infinity that JSON cannot say. */
@@ -139,14 +157,15 @@ function formatNumber(value, digits = 4) {
   if (value === null || value === undefined || !Number.isFinite(value)) return value < 0 ? "-∞" : "∞";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= SMALL && size < LARGE) return String(Number(value.toPrecision(digits)));
+  const short = Number(value.toPrecision(digits));
+  if (size >= SMALL && size < LARGE) return size < THOUSANDS ? String(short) : SEPARATED.format(short);
   const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
   return `${Number(mantissa)}e${Number(exponent)}`;
 }
 
 /** A count, with separated thousands: 2,359,296. */
 function formatCount(value) {
-  return Math.round(value).toLocaleString("en-US");
+  return SEPARATED.format(Math.round(value));
 }
 
 /** A share as a percentage: 0.0812 is "8.12 %". */
@@ -161,7 +180,7 @@ function escapeText(text) {
 }
 
 /** Long paths differ at both ends: the middle goes. */
-function shorten(text, most = 48) {
+function shorten(text, most = 60) {
   const half = Math.floor((most - 1) / 2);
   return text.length <= most ? text : `${text.slice(0, half)}…${text.slice(-half)}`;
 }
@@ -222,22 +241,27 @@ function ticksAt(low, high, step) {
   });
 }
 
-/** Ticks of a log axis: powers of ten, thinned where they crowd; 1, 2 and 5 of each where there are few. */
+/** Ticks of a log axis: 1, 2 and 5 times the powers of ten, or only these, or only every second, third, ... of them. */
 function logTicks(low, high, pixels, horizontal = true) {
-  const from = Math.floor(Math.log10(low));
-  const to = Math.ceil(Math.log10(high));
-  const room = horizontal ? 6 * DIGIT_WIDTH + LABEL_GAP : 24;
-  const most = Math.max(1, Math.floor(pixels / room));
-  const stride = Math.max(1, Math.ceil((Math.log10(high / low) + 1) / most));
-  const factors = (to - from) * 3 <= most ? [1, 2, 5] : [1];
+  const decades = Math.log10(high / low) || 1;
+  for (let stride = 0; stride <= decades; stride += 1) {
+    const ticks = stride ? powersOfTen(low, high, stride, [1]) : powersOfTen(low, high, 1, [1, 2, 5]);
+    const room = (pixels / decades) * (stride || Math.log10(2));
+    const widest = Math.max(0, ...ticks.map((tick) => textWidth(tick.label)));
+    if (ticks.length > 1 && room >= (horizontal ? widest + LABEL_GAP : 24)) return ticks;
+  }
+  return [low, high].map((value) => ({ value, label: formatNumber(value, 2) }));
+}
+
+function powersOfTen(low, high, stride, factors) {
   const ticks = [];
-  for (let exponent = from; exponent <= to; exponent += stride) {
+  for (let exponent = Math.floor(Math.log10(low)); 10 ** exponent <= high * 1.001; exponent += stride) {
     for (const factor of factors) {
       const value = Number(`${factor}e${exponent}`);
       if (value >= low * 0.999 && value <= high * 1.001) ticks.push({ value, label: formatNumber(value) });
     }
   }
-  return ticks.length > 1 ? ticks : [low, high].map((value) => ({ value, label: formatNumber(value, 2) }));
+  return ticks;
 }
 
 // ----------------------------------------------------------------------------------------------------------------- svg
@@ -292,6 +316,12 @@ function yAxis(scale, ticks, left, right, title, titleY) {
     return line(left, y, right, y, "rp-grid") + label(left - 6, y + 4, text, "end");
   });
   return marks.join("") + label(0, titleY, title);
+}
+
+/** A legend in html: a swatch of each class with its words. */
+function legendHtml(entries) {
+  const items = entries.map(([kind, words]) => `<span><i class="rp-swatch ${kind}"></i>${words}</span>`);
+  return `<div class="rp-legend">${items.join("")}</div>`;
 }
 
 /** Sets text or html only where it changed: elements that stay as they are keep focus, hover and half-done clicks. */
@@ -656,7 +686,7 @@ function keepFocus(root, rebuild) {
 // ------------------------------------------------------------------------------------- panel 1: threshold microscope
 
 const KINDS = ["kept", "undecided", "pruned"]; // from bottom to top
-const SCOPE = { top: 66, plot: 200, axis: 44, inset: 40, insetAxis: 40 }; // heights, in pixels
+const SCOPE = { top: 74, plot: 200, axis: 44, inset: 40, insetAxis: 40 }; // heights, in pixels
 const HIT = 26; // width of what the mouse can take a rule by
 
 /** The panel as html of one svg group. `rules` are the magnitudes of tau and reach as shown: while dragged, the pointer's. */
@@ -670,16 +700,17 @@ function drawMicroscope(part, { low, high }, rules, width, id) {
     return { from: part.edges[i], to: edge, parts: KINDS.map((kind) => part[kind][i] * density) };
   });
   const visible = heights.filter(({ from, to }) => to > low && from < high);
-  const most = Math.max(1e-9, ...visible.map(({ parts }) => parts.reduce((sum, height) => sum + height, 0)));
+  const most = Math.max(0, ...visible.map(({ parts }) => parts.reduce((sum, height) => sum + height, 0))) || 1;
   const y = linearScale(0, most * 1.05, bottom, SCOPE.top);
   const yTicks = linearTicks(0, most * 1.05, SCOPE.plot, false);
   return (
     hatching(id, right) +
     nearBand(part.near, x, low, high) +
     yAxis(y, yTicks, LEFT, right, part.unit, 14) +
-    `<g clip-path="url(#${id}-clip)">${bars(part, heights, x, y)}</g>` +
+    `<g clip-path="url(#${id}-clip)" fill="url(#${id}-hatch)">${bars(part, heights, x, y)}</g>` +
     xAxis(x, linearTicks(low, high, right - LEFT), LEFT, right, bottom, "magnitude abs(w)") +
     drawRules(rules, x, low, high, width) +
+    nearBracket(part.near, x, low, high) +
     drawInset(part.inset, low, high, right, bottom + SCOPE.axis)
   );
 }
@@ -692,6 +723,7 @@ function hatching(id, right) {
 }
 
 function bars(part, heights, x, y) {
+  const ends = part.edges.map((edge) => formatNumber(edge)); // most of the time of a frame goes into these words
   let html = "";
   heights.forEach(({ from, to, parts }, i) => {
     const left = x(from);
@@ -701,7 +733,7 @@ function bars(part, heights, x, y) {
       const count = part[kind][i];
       if (!(count > 0)) return;
       const top = y(below + parts[k]);
-      const title = `${formatNumber(from)} to ${formatNumber(to)}: ${formatCount(count)} weights ${kind}`;
+      const title = `${ends[i]} to ${ends[i + 1]}: ${formatCount(count)} weights ${kind}`;
       html += rect(left, top, width, Math.max(y(below) - top, 0.5), `class="bar ${kind}" data-count="${count}"`, title);
       below += parts[k];
     });
@@ -711,40 +743,50 @@ function bars(part, heights, x, y) {
 
 /** The band from 2/3 to 4/3 of tau, where the paper counts the weights that a hair's breadth moves over the cut. */
 function nearBand(near, x, low, high) {
-  const [from, to] = near.map((edge) => Math.min(Math.max(edge, low), high));
+  const [from, to] = near.map((edge) => x(Math.min(Math.max(edge, low), high)));
   if (!(to > from)) return "";
-  const [left, right, y] = [x(from), x(to), SCOPE.top - 6];
+  return rect(from, SCOPE.top, to - from, SCOPE.plot, `class="rp-near-band"`, "from 2/3 to 4/3 of tau");
+}
+
+/** A bracket over the band; what of it lies outside the window has no end and no word. */
+function nearBracket(near, x, low, high) {
+  const [left, right] = near.map((edge) => x(Math.min(Math.max(edge, low), high)));
+  const y = SCOPE.top - 6;
   const wide = right - left > 130; // else the words stand outside the bracket
-  const ends = [
-    near[0] >= low && label(wide ? left + 3 : left - 3, y - 4, "2/3 tau", wide ? "start" : "end"),
-    near[0] >= low && line(left, y, left, y + 6, "rp-bracket"),
-    near[1] <= high && label(wide ? right - 3 : right + 3, y - 4, "4/3 tau", wide ? "end" : "start"),
-    near[1] <= high && line(right, y, right, y + 6, "rp-bracket"),
-  ];
-  const band = rect(left, SCOPE.top, right - left, SCOPE.plot, `class="rp-near-band"`, "from 2/3 to 4/3 of tau");
-  return band + line(left, y, right, y, "rp-bracket") + ends.filter(Boolean).join("");
+  const end = (at, word, toTheRight) =>
+    line(at, y, at, y + 6, "rp-bracket") +
+    label(at + (toTheRight ? 3 : -3), y - 4, word, toTheRight ? "start" : "end", "rp-halo");
+  return [
+    right > left ? line(left, y, right, y, "rp-bracket") : "",
+    near[0] >= low ? end(left, "2/3 tau", wide) : "",
+    near[1] <= high ? end(right, "4/3 tau", !wide) : "",
+  ].join("");
 }
 
 function drawRules({ tau, reach }, x, low, high, width) {
   const parts = [];
+  const right = width - RIGHT;
+  const words = `reach r at ${formatNumber(reach)}`;
   if (reach !== null && (reach < low || reach > high)) {
-    const text = reach < low ? `◂ reach r at ${formatNumber(reach)}` : `reach r at ${formatNumber(reach)} ▸`;
-    parts.push(reach < low ? label(LEFT, 46, text) : label(width - RIGHT, 46, text, "end"));
+    parts.push(reach < low ? label(LEFT, 46, `◂ ${words}`) : label(right, 46, `${words} ▸`, "end"));
   } else if (reach !== null) {
-    parts.push(drawRule("reach", x(reach), 46, `reach r at ${formatNumber(reach)}`, width));
+    const [at, below] = [x(reach), reach < tau]; // its words stand on the side away from tau
+    const edge = below ? Math.max(at + 4, textWidth(words)) : Math.min(at - 4, width - textWidth(words));
+    parts.push(label(edge, 46, words, below ? "end" : "start", "rp-strong rp-halo"));
+    parts.push(drawRule("reach", at, 46, words));
   }
-  parts.push(drawRule("threshold", x(Math.min(Math.max(tau, low), high)), 30, `tau = ${formatNumber(tau)}`, width));
+  const [at, name] = [x(Math.min(Math.max(tau, low), high)), `tau = ${formatNumber(tau)}`];
+  parts.push(labelInside(at, 30, name, LEFT, right, "rp-strong rp-halo"), drawRule("threshold", at, 30, name));
   return parts.join("");
 }
 
-function drawRule(rule, x, labelY, text, width) {
+function drawRule(rule, x, labelY, text) {
   const bottom = SCOPE.top + SCOPE.plot;
   const className = rule === "reach" ? "reach-rule" : "tau-rule";
   const handleY = rule === "reach" ? bottom - 40 : bottom - 16; // apart, as both may stand at one place
   return (
     line(x, labelY + 4, x, bottom, className) +
-    labelInside(x, labelY, text, LEFT, width - RIGHT, "rp-strong rp-halo") +
-    `<path class="rp-handle" d="M${px(x - 9)} ${handleY}l6 -5v10zM${px(x + 9)} ${handleY}l-6 -5v10z"/>` +
+    `<path class="rp-handle" d="M${px(x - 11)} ${handleY}l8 -7v14zM${px(x + 11)} ${handleY}l-8 -7v14z"/>` +
     rect(x - HIT / 2, labelY, HIT, bottom - labelY, `class="rp-hit" data-rule="${rule}"`, `${text}: drag it`)
   );
 }
@@ -771,6 +813,7 @@ function drawInset({ edges, counts }, low, high, right, top) {
 // ----------------------------------------------------------------------------------------------- panel 2: keep curve
 
 const CURVE = { top: 24, plot: 170, axis: 44 };
+const WORDS_WIDTH = 116; // pixels that the words beside a line take, about
 
 function drawCurve(part, { low, high }, tau, dots, width) {
   const right = width - RIGHT;
@@ -795,19 +838,24 @@ function drawCurve(part, { low, high }, tau, dots, width) {
     xAxis(x, linearTicks(low, high, right - LEFT), LEFT, right, bottom, "magnitude abs(w)") +
     `<path class="step-line" d="${strokes(step)}"/><path class="curve-line" d="${strokes(points)}"/>` +
     marks.join("") +
-    curveWords(part, x(tau), y, dots.magnitudes.length > 0)
+    curveWords(part, x(tau), y, dots.magnitudes.length > 0, right)
   );
 }
 
 /** What each line is, written beside it: left of tau there is room above the curve, right of tau below it. */
-function curveWords(part, x, y, hasDots) {
+function curveWords(part, tauX, y, hasDots, right) {
   const beyond = part.q[Math.floor(part.q.length * 0.55)] ?? 1;
-  const first = beyond > 0.45 ? 0.3 : 0.88; // a flat curve runs low: then the words go to the top
-  const right = ["- - magnitude pruning:", "a hard step", ...(hasDots ? ["○ as drawn"] : [])];
-  const left = ["―― randomized:", "chance q"];
+  const start = Math.min(tauX + 10, right - WORDS_WIDTH); // tau is off the middle while it is dragged
+  const end = Math.max(tauX - 10, LEFT + WORDS_WIDTH);
+  const first = y(beyond > 0.45 ? 0.3 : 0.88); // a flat curve runs low: then the words go to the top
+  const words = (x, at, anchor, sign, text, tone = "") =>
+    `<text x="${px(x)}" y="${px(at)}" text-anchor="${anchor}" class="rp-strong rp-halo"><tspan style="fill:${tone}">${sign}</tspan> ${text}</text>`;
   return (
-    right.map((text, i) => label(x + 10, y(first) + 15 * i, text, "start", "rp-strong rp-halo")).join("") +
-    left.map((text, i) => label(x - 10, y(0.85) + 15 * i, text, "end", "rp-strong rp-halo")).join("")
+    words(end, y(0.85), "end", "━━", "randomized:", "var(--rp-undecided)") +
+    label(end, y(0.85) + 15, "chance q", "end", "rp-strong rp-halo") +
+    words(start, first, "start", "╍╍", "magnitude") +
+    label(start, first + 15, "pruning: a hard step", "start", "rp-strong rp-halo") +
+    (hasDots ? words(start, first + 30, "start", "○", "as drawn", "var(--rp-pruned)") : "")
   );
 }
 
@@ -815,14 +863,15 @@ function curveWords(part, x, y, hasDots) {
 
 const RANDOMNESS = { top: 24, plot: 200, axis: 44 };
 const LOG_FROM = 20; // a log axis shows an ir that spans more than this
-const JITTER = 5; // pixels, so that dots of one x do not hide each other
+const JITTER = 12; // pixels, so that dots of one x do not hide each other
 
 /** The swept line, the current point and the ir of the drawn candidates; `point`, `sweep` may be missing. */
 function drawRandomness(sweep, point, drawn, width) {
   const right = width - RIGHT;
   const bottom = RANDOMNESS.top + RANDOMNESS.plot;
   const here = point ? point.values[sweep.field] : undefined;
-  const irs = [...sweep.ir, ...drawn.map(({ ir }) => ir), point?.ir].filter(Number.isFinite);
+  const known = sweep.ir.filter(Number.isFinite);
+  const irs = [...known, ...drawn.map(({ ir }) => ir), point?.ir].filter(Number.isFinite);
   const { x, ticks: xTicks } = sweptScale(sweep, here, right);
   const { y, ticks: yTicks } = irScale(irs, bottom);
   const at = (value) => (value === null ? right : x(value)); // no value: without a limit, beyond the last
@@ -838,15 +887,17 @@ function drawRandomness(sweep, point, drawn, width) {
     yAxis(y, yTicks, LEFT, right, "introduced randomness ir", 12) +
     xAxis(x, xTicks, LEFT, right, bottom, name) +
     `<path class="sweep-line" d="${strokes(points)}"/>` +
-    (here === undefined ? "" : dots.join("") + currentPoint(at(here), height(point.ir), point.ir, right, bottom))
+    (here === undefined ? "" : currentPoint(at(here), height(point.ir), point.ir, known[0] > known.at(-1), right) + dots.join(""))
   );
 }
 
-function currentPoint(x, y, ir, right, bottom) {
-  const labelY = y - 10 < RANDOMNESS.top + 10 ? Math.min(y + 20, bottom - 4) : y - 10;
+/** The point with its words on the side where the line is not. */
+function currentPoint(x, y, ir, falling, right) {
+  const text = `ir = ${formatNumber(ir)}`;
+  const aside = (textWidth(text) / 2 + JITTER + 6) * (falling ? 1 : -1);
   return (
     `<circle class="current-point" r="5.5" cx="${px(x)}" cy="${px(y)}"/>` +
-    labelInside(x, labelY, `ir = ${formatNumber(ir)}`, LEFT, right, "rp-strong rp-halo")
+    labelInside(x + aside, Math.max(y - 8, RANDOMNESS.top + 5), text, LEFT, right, "rp-strong rp-halo")
   );
 }
 
@@ -928,13 +979,11 @@ function luminance(channels) {
 
 /** Strips, agreement matrix and the difference of a pair; view.state says what is pinned and which pair is looked at. */
 function createCandidates(view, panel) {
-  panel.body.innerHTML = `<div class="rp-legend">${CLASSES.map(
-    ([kind, words]) =>
-      `<span><svg viewBox="0 0 14 12"><rect width="14" height="12" class="rp-cells ${kind}"/></svg>${words}</span>`,
-  ).join("")}</div>
-    <p class="sentence rp-against"></p><div class="rp-strips"></div><figure class="rp-pair" hidden></figure>
-    <div class="rp-matrix rp-scroll" hidden><table><caption>% of kept weights shared (click a cell: the difference of that pair)</caption>
-    <thead><tr></tr></thead><tbody></tbody></table></div><p class="rp-notice rp-error" hidden></p>`;
+  panel.body.innerHTML = `${legendHtml(CLASSES)}
+    <p class="sentence rp-against"></p><div class="rp-strips"></div>
+    <div class="rp-matrix" hidden><p class="sentence">% of kept weights shared (click a cell: the difference of that pair)</p>
+    <div class="rp-scroll"><table><thead><tr></tr></thead><tbody></tbody></table></div></div>
+    <figure class="rp-pair" hidden></figure><p class="rp-notice rp-error" hidden></p>`;
   const find = (selector) => panel.body.querySelector(selector);
   const [strips, pairBox, matrix] = [find(".rp-strips"), find(".rp-pair"), find(".rp-matrix")];
   let part = null;
@@ -959,7 +1008,7 @@ function createCandidates(view, panel) {
     part = next;
     masks = part.drawn.map(({ kept }) => unpackBits(kept, part.crop.rows * part.crop.columns));
     panel.title(part);
-    panel.badge.textContent = `${part.badge ?? ""}: ${part.done} of ${part.total} drawn`.replace(/^: /, "");
+    panel.badge.textContent = `${part.done} of ${part.total} ${part.badge ?? "drawn"}`;
     shownChoice = "";
     refresh();
   }
@@ -1018,7 +1067,7 @@ function createCandidates(view, panel) {
     const low = Math.min(...others, 1);
     const [head, body] = [matrix.querySelector("thead tr"), matrix.querySelector("tbody")];
     matrix.hidden = agreement.length < 2;
-    setHtml(head, `<td></td>${agreement.map((_, i) => `<th scope="col">${nameOf(i)}</th>`).join("")}`);
+    setHtml(head, `<td></td>${agreement.map((_, i) => `<th scope="col">${escapeText(nameOf(i))}</th>`).join("")}`);
     if (body.childElementCount !== agreement.length) body.innerHTML = matrixRows(agreement.length);
     agreement.forEach((row, i) => {
       setText(body.rows[i].cells[0], nameOf(i));
@@ -1072,6 +1121,7 @@ const COLUMNS = [
   { title: "ir", value: (row) => row.ir ?? Infinity },
   { title: "swapped (%)", value: (row) => row.swapped, text: (row) => formatNumber(row.swapped * 100, 3) },
 ];
+const LONG = 200; // from so many rows on those out of sight are not laid out
 const NEEDING_RESULTS = 3; // the columns from this one on have nothing to say of a tensor with a problem
 
 /** A table that sorts by any column and whose names choose the tensor. Rows stay in place while pieces arrive. */
@@ -1103,6 +1153,7 @@ function createTable(view, panel) {
     rows = part.rows;
     panel.title(part);
     panel.badge.textContent = part.done < part.total ? `${part.done} of ${part.total} tensors` : `${part.total} tensors`;
+    body.closest(".rp-table").classList.toggle("rp-long", rows.length >= LONG);
     const names = new Set(rows.map(({ name }) => name));
     for (const [name, element] of rowsByName) {
       if (names.has(name)) continue;
@@ -1126,10 +1177,12 @@ function createTable(view, panel) {
     const value = column === null ? null : COLUMNS[column].value;
     const inOrder = value ? [...rows].sort((a, b) => sign * compare(value(a), value(b))) : rows;
     keepFocus(view.root, () => {
-      inOrder.forEach(({ name }, i) => {
+      let place = body.firstElementChild;
+      for (const { name } of inOrder) {
         const element = rowsByName.get(name);
-        if (body.children[i] !== element) body.insertBefore(element, body.children[i] ?? null);
-      });
+        if (element === place) place = place.nextElementSibling;
+        else body.insertBefore(element, place);
+      }
     });
   }
 
@@ -1161,20 +1214,6 @@ const WAITING = "Waiting for Python...";
 const PANELS = { microscope: "Threshold microscope", curve: "Keep curve", candidates: "Candidates" };
 Object.assign(PANELS, { randomness: "Introduced randomness", table: "All tensors" });
 const DRAWINGS = ["microscope", "curve", "randomness"];
-const KINDS_LEGEND = `<div class="rp-legend">${[...KINDS]
-  .reverse()
-  .map((kind) => `<span><svg viewBox="0 0 14 12"><rect x="1" y="1" width="12" height="10" class="bar ${kind}"/></svg>${kind}</span>`)
-  .join("")}</div>`;
-
-// What a part depends on: it is out of date once one of these has changed. Pins, pairs and the window are ways of looking.
-const ASKED = "model tensor stage moment sparsity scope randomness samples sampling_ratio target_ir power reach ties".split(" ");
-const DEPENDS = {
-  sweep: ({ sweep }) => [...ASKED.filter((field) => field !== sweep), "sweep"],
-  candidates: () => [...ASKED, "sampler", "candidates", "rerolled", "seed"],
-  table: () => ASKED.filter((field) => field !== "tensor"),
-};
-const REMEMBERED = 64; // states by seq: parts come later than the quick part that they belong to
-
 /** One panel's frame: a titled section with a badge, a body and its sentence. */
 function createPanel(name, id) {
   const element = elementOf(`<section data-panel="${name}" aria-labelledby="${id}-${name}">
@@ -1190,7 +1229,7 @@ function createPanel(name, id) {
     panel.svg?.setAttribute("aria-label", part.sentence ?? "");
   };
   if (!DRAWINGS.includes(name)) return panel;
-  const legend = name === "microscope" ? KINDS_LEGEND : "";
+  const legend = name === "microscope" ? legendHtml([...KINDS].reverse().map((kind) => [kind, kind])) : "";
   body.innerHTML = `${legend}<div class="rp-drawing"><svg role="img" aria-label="${PANELS[name]}"><g></g></svg></div>`;
   panel.holder = body.querySelector(".rp-drawing");
   panel.svg = panel.holder.firstElementChild;
@@ -1198,7 +1237,7 @@ function createPanel(name, id) {
   panel.draw = (html, height) => {
     panel.svg.setAttribute("width", panel.width);
     panel.svg.setAttribute("height", height);
-    panel.svg.firstElementChild.innerHTML = html;
+    setHtml(panel.svg.firstElementChild, html);
   };
   return panel;
 }
@@ -1227,8 +1266,8 @@ function createPlaces(root, id, options) {
     elementOf(`<div class="rp-notices" role="status"></div>`),
     elementOf(`<div class="rp-frame"><div class="rp-side"><p class="rp-notice rp-note" hidden></p>
       <h2></h2><div class="rp-source rp-fields"></div><div class="rp-groups rp-controls"></div>
-      <details class="rp-code" hidden><summary ${KEYS}>this view as Python code</summary>
-        <button type="button" data-action="copy" ${KEYS}>copy as code</button><pre></pre></details></div>
+      <div class="rp-code" hidden><button type="button" ${KEYS}>copy as code</button>
+        <details><summary ${KEYS}>this view as Python code</summary><pre></pre></details></div></div>
       <div class="rp-panels"></div></div>`),
   );
   const find = (selector) => root.querySelector(selector);
@@ -1238,7 +1277,7 @@ function createPlaces(root, id, options) {
     find(name === "table" ? ".rp-frame" : ".rp-panels").append(panels[name].element);
   }
   const sweepSlot = elementOf(`<div class="rp-sweep-control"></div>`);
-  panels.randomness.body.prepend(sweepSlot);
+  panels.randomness.body.before(sweepSlot); // outside: what is dimmed looks as if it could not be used
   find(".rp-note").hidden = !options.note;
   setText(find(".rp-note"), options.note ?? "");
   return {
@@ -1299,8 +1338,6 @@ function mount(root, ask, options = {}) {
   const id = `rp${Math.random().toString(36).slice(2, 9)}`;
   const places = createPlaces(root, id, options);
   const { panels } = places;
-  const states = new Map(); // seq of a quick part -> its state
-  const origins = {}; // kind of a late part -> the state it was worked out for
   const late = {}; // kind -> the newest part
   let quick = null;
   let showsDark = null;
@@ -1324,10 +1361,9 @@ function mount(root, ask, options = {}) {
     drawMagnitudes();
   });
 
-  const isFresh = (kind) => {
-    const [then, now] = [origins[kind], quick?.state];
-    return Boolean(then && now) && DEPENDS[kind](now).every((field) => String(then[field]) === String(now[field]));
-  };
+  // A slow part is worked out for a key; it is fresh while the quick part names the same one.
+  /** Whether a late part belongs to what panels 1 and 2 show: a quick part says the keys of those that do. */
+  const isFresh = (kind) => kind in late && late[kind].key === quick?.keys?.[kind];
 
   /** Panels 1 and 2, from what was last good; both over the same magnitudes. */
   function drawMagnitudes() {
@@ -1365,7 +1401,6 @@ function mount(root, ask, options = {}) {
   function showQuick(part) {
     quick = part;
     conversation.heard(part);
-    remember(part);
     if (!view.state || !conversation.isAhead()) {
       view.state = part.state;
       view.derived = part.derived ?? view.derived;
@@ -1387,15 +1422,8 @@ function mount(root, ask, options = {}) {
     describePoint();
   }
 
-  function remember(part) {
-    states.set(part.seq, part.state);
-    if (states.size > REMEMBERED) states.delete(states.keys().next().value);
-    for (const kind of Object.keys(late)) if (late[kind].seq === part.seq) origins[kind] = part.state;
-  }
-
   function showLate(part) {
     late[part.kind] = part;
-    origins[part.kind] = states.get(part.seq);
     if (part.kind === "sweep") panels.randomness.title(part);
     if (part.kind === "candidates") candidates.update(part);
     if (part.kind === "table") table.update(part);
@@ -1432,7 +1460,7 @@ function mount(root, ask, options = {}) {
 
   /** Says in the DOM what has been drawn: tests and latency measurements wait for it. */
   function stamp({ kind, seq, answers, done }) {
-    if (kind === "quick") Object.assign(root.dataset, { seq, answers: answers ?? "" });
+    if (kind === "quick") Object.assign(root.dataset, { seq: seq ?? "", answers: answers ?? "" });
     else if (seq !== undefined) root.dataset[`${kind}Seq`] = seq;
     if (done !== undefined) root.dataset[`${kind}Done`] = done;
   }
@@ -1477,6 +1505,7 @@ async function copyCode(box, button) {
     await navigator.clipboard.writeText(code.textContent);
     button.textContent = "copied";
   } catch {
+    box.querySelector("details").open = true;
     getSelection().selectAllChildren(code);
     button.textContent = "selected: press Ctrl+C";
   }

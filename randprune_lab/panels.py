@@ -20,11 +20,13 @@ from randprune_lab.schedules import ir_range
 from randprune_lab.state import ExploreState, control_of
 
 Table = dict[str, Any]
+_Known = dict[tuple["Draw", float, float | None], tuple[float, float]]  # ir and swapped by what decides them
 
 UNDECIDED = 0.01  # a weight kept with a chance from here to 1 minus this is shown as undecided
 MOST_BARS = 100
 POINTS = 160  # of the keep curve
-SWEPT = 41  # points of the sweep
+SWEPT = 41  # points of the sweep; of the sampling ratio more, since M is whole and ir goes down in steps
+SWEPT_RATIOS = 101
 # Under which values of ``randomness`` a setting rules; under the others it follows, and moving it makes it rule.
 RULES: dict[str, tuple[str, ...]] = {
     "sampling_ratio": ("decrease", "increase"),
@@ -74,10 +76,11 @@ def derived(state: ExploreState, curve: KeepCurve) -> Table:
     """The numbers that follow from a state: what rules stays as it is, the rest is what it comes to."""
     keep, n = curve.keep, curve.histogram.size
     chosen = keep if state.randomness == "increase" else n - keep  # the C of sr * C
+    rules = state.randomness in RULES["sampling_ratio"]
     return {
         "samples": curve.samples,
         "power": curve.power,
-        "sampling_ratio": curve.samples / chosen if chosen else state.sampling_ratio,
+        "sampling_ratio": state.sampling_ratio if rules or not chosen else curve.samples / chosen,
         "target_ir": finite(curve.expected_ir),
         "reach": state.reach,
         "keep": keep,
@@ -198,15 +201,16 @@ def sweep(state: ExploreState, histogram: MagnitudeHistogram) -> Table:
     """Panel 4: the ir to expect while one setting moves and the others stay."""
     field, control = state.sweep, control_of(state.sweep)
     coarse = histogram.coarse(SWEEP_BITS)
-    rows = []
+    rows: list[tuple[Any, float | None, float]] = []
+    known: _Known = {}
     for value in _swept(field, state, histogram):
         try:
-            ir, swapped = _randomness_at(field, value, state, coarse)
+            ir, swapped = _randomness_at(field, value, state, coarse, known)
         except ValueError:  # this value does not fit these weights
             continue
         rows.append((value, finite(ir), swapped))
-    known = [ir for _, ir, _ in rows if ir is not None]
-    span = f"from {max(known):.4g} down to {min(known):.4g}" if known else "not defined anywhere"
+    irs = [ir for _, ir, _ in rows if ir is not None]
+    span = f"between {min(irs):.4g} and {max(irs):.4g}" if irs else "not defined anywhere"
     name = f"{control.label} {control.symbol}"
     return {
         "field": field,
@@ -235,13 +239,16 @@ def _swept(field: str, state: ExploreState, histogram: MagnitudeHistogram) -> li
         high = min(high, max(histogram.alive / keep, 1.0))
     if field == "sparsity":
         low = max(control.step, 1 - histogram.alive / histogram.size)
-    values = np.geomspace(low, high, SWEPT) if control.scale == "log" else np.linspace(low, high, SWEPT)
+    number = SWEPT_RATIOS if field == "sampling_ratio" else SWEPT
+    values = np.geomspace(low, high, number) if control.scale == "log" else np.linspace(low, high, number)
     if control.whole:
         return sorted({round(value) for value in values.tolist()})
     return [float(value) for value in values]
 
 
-def _randomness_at(field: str, value: Any, state: ExploreState, histogram: MagnitudeHistogram) -> tuple[float, float]:
+def _randomness_at(
+    field: str, value: Any, state: ExploreState, histogram: MagnitudeHistogram, known: _Known
+) -> tuple[float, float]:
     """Ir and swapped with one setting changed; it rules then, as its slider would."""
     allowed = RULES.get(field, (state.randomness,))
     randomness = state.randomness if state.randomness in allowed else allowed[0]
@@ -251,8 +258,12 @@ def _randomness_at(field: str, value: Any, state: ExploreState, histogram: Magni
         ir = min(max(state.target_ir, least), most)
         keep = histogram.size - round(moved.sparsity * histogram.size)
         return ir, ir / (1 + ir) * (histogram.size - keep) / max(keep, 1)
-    curve = curve_of(moved, histogram, settle(moved, histogram))
-    return curve.expected_ir, curve.swapped
+    draw = settle(moved, histogram)
+    key = draw, moved.sparsity, moved.reach
+    if key not in known:  # many ratios give one M
+        curve = curve_of(moved, histogram, draw)
+        known[key] = curve.expected_ir, curve.swapped
+    return known[key]
 
 
 @dataclasses.dataclass(frozen=True)

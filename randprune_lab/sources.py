@@ -110,6 +110,10 @@ def open_source(model: nn.Module | Mapping[str, Tensor] | Tensor | str | Path) -
     """
     if isinstance(model, nn.Module | Tensor | Mapping):
         return MemorySource(model)
+    if not isinstance(model, str | Path):
+        raise ValueError(
+            f"model is a {type(model).__name__}: holds no weights. Pass a torch.nn.Module, tensors by name, or a path."
+        )
     text = str(model)
     if not text.strip():
         raise ValueError("no model is named. Pass a folder of safetensors, a run's folder or a Hub id.")
@@ -124,7 +128,10 @@ def open_source(model: nn.Module | Mapping[str, Tensor] | Tensor | str | Path) -
 
 
 class MemorySource:
-    """A model, or tensors, in memory. What is trained meanwhile is seen at the next look."""
+    """A model, or tensors, in memory.
+
+    What is trained meanwhile is seen at the next look; what is assigned to ``.data`` is not: torch does not count that.
+    """
 
     kind = "model"
     moments: tuple[Moment, ...] = ()
@@ -163,7 +170,8 @@ class MemorySource:
     def version(self, name: str) -> Hashable:
         """Torch counts the changes of a tensor in place."""
         tensor = self._tensors[name]
-        return id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+        place = tensor.data_ptr() if tensor.layout == torch.strided and not tensor.is_meta else 0
+        return id(tensor), place, -1 if tensor.is_inference() else tensor._version
 
     def settings(self, stage: int) -> dict[str, Any]:
         """Nothing was drawn."""
@@ -218,7 +226,9 @@ class RunSource:
         if started is None or not self._ends:
             raise ValueError(f"{folder}: this run has no weights to look at yet. Wait for its dense network.")
         shapes = dict(_floats_of(next(iter(self._ends.values())), "model."))
-        self.tensors = {name: TensorInfo(name, shape, name in started.prunable) for name, shape in shapes.items()}
+        # Parameter order, not the file's: in global scope the tensors are one vector in that order.
+        names = dict.fromkeys([*(name for name in started.prunable if name in shapes), *shapes])
+        self.tensors = {name: TensorInfo(name, shapes[name], name in started.prunable) for name in names}
         self.moments = tuple(self._moments())
 
     def _moments(self) -> Iterator[Moment]:
@@ -241,7 +251,7 @@ class RunSource:
         start = self._ends.get(stage - 1)
         if start is None or (masked and stage not in self._masked):
             if not pruned:
-                raise ValueError(f"{name}: this run has not kept the weights of that stage (keep_stages = last).")
+                raise ValueError("this run has not kept the weights of that stage (keep_stages = last).")
             recorded = store.read_histograms(self._folder, stage if masked else stage - 1, masked=masked)
             return Layer(None, recorded=recorded[name])
         (weight,) = _read(start, f"model.{name}")

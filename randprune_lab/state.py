@@ -31,7 +31,7 @@ from randprune_lab.schedules import STAGES
 MOMENTS = ("before", "after")
 SWEEPS = ("sampling_ratio", "samples", "power", "reach", "sparsity")
 MOST_CANDIDATES = 32  # drawn, compared and shown at a time
-LONGEST_QUERY = 8000  # characters; a browser's limit is of this order
+LONGEST_QUERY = 32_000  # characters: room for two long names, percent-encoded
 
 Text = Annotated[str, Field(max_length=1000)]
 Slot = Annotated[int, Field(ge=0, lt=MOST_CANDIDATES)]
@@ -87,6 +87,15 @@ class ExploreState(pydantic.BaseModel):
         Control("sweep this", options=SWEEPS),
     ] = "sampling_ratio"
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _no_truth(cls, given: Any) -> Any:
+        """JSON's true is no number, though Python takes it for 1."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if isinstance(value, bool):
+                raise ValueError(f"{name} = {value}: must be a number or a text. Pass for example 1.")
+        return given
+
     def but(self, **changes: Any) -> Self:
         """This state with some fields changed, checked.
 
@@ -98,6 +107,8 @@ class ExploreState(pydantic.BaseModel):
     @classmethod
     def mended(cls, given: Mapping[str, Any]) -> tuple[Self, list[str]]:
         """The state that ``given`` describes, with the default for whatever is not allowed, and a notice for each."""
+        if not isinstance(given, Mapping):
+            return cls(), [f"a state of type {type(given).__name__}: must be settings by name; the defaults are used."]
         good: dict[str, Any] = {}
         notices = []
         for name, value in given.items():
@@ -189,7 +200,10 @@ _SHARED = (
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} in which too many others lie"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -16,6 +16,7 @@ except ImportError as error:
 from torch import Tensor, nn
 
 from randprune_lab.explorer import Explorer, TensorRow, controls_table, empty_quick
+from randprune_lab.page import still_picture
 from randprune_lab.sources import open_source
 from randprune_lab.state import ExploreState
 
@@ -85,7 +86,8 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
         self._news = threading.Condition()
         self._wanted: ExploreState | None = None
         self._known: dict[str, str] = {}  # keys of the slow parts that are on screen, whole
-        self._taking = self._closed = False
+        self._closed = False
+        self._shown = state
         self._seq = time.time_ns() // 1_000_000  # a restarted kernel counts on
         super().__init__()
         self._worker = threading.Thread(target=self._work, daemon=True, name="randprune-explore")
@@ -109,6 +111,25 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
             ValueError: the weights cannot be read, or masks of them cannot be drawn.
         """
         return self._source_or_error().mask(self.state, candidate)
+
+    def still(self, *, masks: bool = True) -> str:
+        """What the panel shows as an SVG picture with its sentences; with ``masks`` how far those drawn agree, too."""
+        if self._explorer is None:
+            return still_picture({"quick": empty_quick(self.state, self._problem)})
+        view = {"quick": self._explorer.quick(self.state)}
+        left_out = ("table",) if masks else ("table", "candidates")
+        known = {name: key for name, key in self._explorer.keys(self.state).items() if name in left_out}
+        view.update(self._explorer.slow_parts(self.state, known))
+        return still_picture(view)
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """The live panel; beside it a still picture and its sentence, for where nothing is running."""
+        bundle = super()._repr_mimebundle_(**options)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        quick = self.part_quick
+        said = [quick[name]["sentence"] for name in ("microscope", "curve", "point") if quick[name]]
+        words = " ".join(said or [notice["text"] for notice in quick["notices"]])
+        return {**data, "image/svg+xml": self.still(masks=False), "text/plain": words}, metadata
 
     def copy_code(self) -> str:
         """Python that shows this panel again; the button of the same name puts it on the clipboard."""
@@ -148,57 +169,50 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
             if self._explorer is None:
                 quick = empty_quick(state, self._problem)
             else:
-                state = self._explorer.start(state) if fresh else state
+                state = self._explorer.start(state) if fresh else self._explorer.placed(state)
                 quick = self._explorer.quick(state)
             quick["code"] = state.to_code(None if self._object is None else "model")
             quick["notices"] += [{"kind": "warning", "text": text} for text in notices]
             self._seq += 1
-            self._take(state)
+            self._shown = state
             self.set_trait("result", quick["derived"] or {})
             self.part_quick = {"kind": "quick", "seq": self._seq, "answers": answers, **quick}
-        with self._news:
-            self._wanted = state if self._explorer is not None else None
-            self._news.notify()
-
-    def _take(self, state: ExploreState) -> None:
-        """Make ``state`` that of all traits, without showing it once more."""
-        self._taking = True
-        try:
+            with self._news:
+                self._wanted = state if self._explorer is not None else None
+                self._news.notify()
+            # Last, because those who observe these traits may set others: then that state is shown, and goes on here.
             self.state = state
             for name in ExploreState.model_fields:
-                setattr(self, name, getattr(state, name))
-        finally:
-            self._taking = False
+                setattr(self, name, getattr(self.state, name))
 
     @traitlets.observe("state", *ExploreState.model_fields)
     def _changed_from_python(self, change: Any) -> None:
-        if self._taking:
-            return
         with self._lock:
             if change.name == "state":
-                self._show(change.new)
-                return
-            state = self.state.but(**{change.name: change.new})
-            followed = self._explorer.follow(self.state, state) if self._explorer else state
-            self._show(followed)
+                if change.new != self._shown:
+                    self._show(change.new)
+            elif change.new != getattr(self.state, change.name):
+                state = self.state.but(**{change.name: change.new})
+                self._show(self._explorer.follow(self.state, state) if self._explorer else state)
 
     @traitlets.observe("asked")
     def _changed_by_hand(self, change: Any) -> None:
         question = change.new
         seq = question.get("seq")
         with self._lock:
-            self._seq = max(self._seq, seq)
+            if isinstance(seq, int):
+                self._seq = max(self._seq, seq)
             if question.get("hello"):
                 self._show(self.state, answers=seq)
                 return
-            state, notices = ExploreState.mended(question.get("state", {}))
+            state, notices = ExploreState.mended(question.get("state"))
+            drag = question.get("drag")
             try:
                 if self._explorer is not None:
-                    drag = question.get("drag")
                     state = self._explorer.follow(self.state, state)
-                    state = self._explorer.dragged(state, drag["rule"], drag["magnitude"]) if drag else state
-            except ValueError as error:
-                notices.append(str(error))
+                    state = self._explorer.dragged(state, drag["rule"], float(drag["magnitude"])) if drag else state
+            except (ValueError, TypeError, KeyError) as error:
+                notices.append(f"drag = {drag!r}: {error}")
             self._show(state, answers=seq, notices=tuple(notices))
 
     def _work(self) -> None:

@@ -19,7 +19,10 @@ START_SECONDS = 60
 
 
 def chromium_path() -> str | None:
-    found = [os.environ.get("RANDPRUNE_CHROMIUM"), *map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]
+    found = [
+        os.environ.get("RANDPRUNE_CHROMIUM"),
+        *map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
+    ]
     return next((path for path in found if path), None)
 
 
@@ -56,7 +59,9 @@ class Lab:
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
             "--LabApp.news_url=None",
         ]
-        places = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+        places = {
+            name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+        }
         env = {**os.environ, **places, "OMP_WAIT_POLICY": "PASSIVE", "IPYTHONDIR": str(folder / "ipython")}
         self.log = (folder / "lab.log").open("wb")
         self.process = subprocess.Popen(
@@ -99,7 +104,7 @@ class Lab:
         return self.address(name)
 
     def address(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.port}/lab/tree/{name}?token={TOKEN}"
+        return f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset&token={TOKEN}"
 
     def stop(self) -> None:
         self.process.terminate()
