@@ -153,7 +153,7 @@ class Explorer:
         settings = state.model_dump(mode="json", exclude=set(_VIEW))
         versions = {name: self._version(name) for name, info in self.source.tensors.items() if len(info.shape) > 1}
         whole = [versions.get(name) for name in self._prunable()] if state.scope == "global" else None
-        own = [settings, self._version(state.tensor), whole]
+        own = [settings, self._version(state.tensor or self._first()), whole]
         swept = {name: value for name, value in settings.items() if name not in (state.sweep, "seed", "candidates")}
         looked_at = ("tensor", "seed", "candidates")
         return {
@@ -187,8 +187,7 @@ class Explorer:
         try:
             yield from self.candidates(state)
         except ValueError as error:
-            nothing = {"total": state.candidates, "done": 0, "drawn": [], "agreement": [], "dots": None, "crop": None}
-            yield {**nothing, "title": "No masks", "badge": "drawn", "sentence": str(error), "failed": str(error)}
+            yield {**no_slow_parts()["candidates"], "sentence": str(error), "failed": str(error)}
 
     def _rows_by_and_by(self, state: ExploreState) -> Iterator[Table]:
         matrices = [info for info in self.source.tensors.values() if len(info.shape) >= 2]
@@ -388,6 +387,24 @@ def empty_quick(state: ExploreState, problem: str) -> Table:
     """What ``Explorer.quick`` gives where there is no source at all."""
     shown = {"state": state.model_dump(mode="json"), "code": state.to_code(), "keys": {}}
     return {**shown, **_NO_PANELS, "notices": [_notice("error", problem)]}
+
+
+def no_slow_parts() -> dict[str, Table]:
+    """The slow parts where there is nothing to show."""
+    crop = {"rows": 0, "columns": 0, "top": 0, "left": 0, "of": [0, 0]}
+    dots: Table = {"magnitudes": [], "kept": []}
+    masks = {"total": 0, "done": 0, "crop": crop, "drawn": [], "agreement": [], "dots": dots, "failed": None}
+    sweep = {"field": "sampling_ratio", "label": "", "symbol": "", "unit": "", "scale": "log"}
+    line: Table = {**sweep, "x": [], "ir": [], "swapped": []}
+    parts = {
+        "sweep": (line, "Introduced randomness", "No line: there are no weights to draw it of."),
+        "candidates": (masks, "No masks", "No masks are drawn."),
+        "table": ({"rows": [], "done": 0, "total": 0}, "Every matrix of the model", "There is no matrix."),
+    }
+    return {
+        name: {"key": "", "title": title, "badge": "", "sentence": sentence, **part}
+        for name, (part, title, sentence) in parts.items()
+    }
 
 
 def controls_table() -> list[Table]:

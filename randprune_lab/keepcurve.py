@@ -66,6 +66,8 @@ class KeepCurve:
         swapped: the share of the kept weights that the deterministic mask would not keep, D / keep.
         band: (low, high), the magnitudes whose fate is random: outside it q is within 1e-10 of 0 or 1. Both are
             ``threshold`` when nothing is left to chance.
+        decided_by_ties: the share of the kept weights whose count stands at the cut: equals of theirs are pruned. (With
+            ties by magnitude the cut moves from mask to mask; the share is that of its most likely place.)
         undecided_bins: the first and the last bin of the band; None when nothing is left to chance.
         probabilities: q of each occupied bin of ``histogram``, for those of its weights that can be drawn.
     """
@@ -82,6 +84,7 @@ class KeepCurve:
     expected_ir: float
     swapped: float
     band: tuple[float, float]
+    decided_by_ties: float
     undecided_bins: tuple[int, int] | None = dataclasses.field(repr=False)
     probabilities: NDArray[np.float64] = dataclasses.field(repr=False)
     _law: _Law = dataclasses.field(repr=False)
@@ -118,7 +121,7 @@ class KeepCurve:
         keep = keep_count(histogram.size, sparsity)
         drawable = support_size(keep, reach, histogram.alive)
         support, kept = histogram.largest(drawable), histogram.largest(keep)
-        law, q, swapped_in = _solve(histogram, support, kept, samples=samples, power=power, ties=ties)
+        law, q, swapped_in, by_ties = _solve(histogram, support, kept, samples=samples, power=power, ties=ties)
         pruned = histogram.size - keep
         undecided = _undecided(histogram, support, q)
         threshold = kept.magnitude
@@ -139,6 +142,7 @@ class KeepCurve:
             expected_ir=_ratio(swapped_in, pruned - swapped_in),
             swapped=_ratio(swapped_in, keep),
             band=(threshold, threshold) if undecided is None else _edges(*undecided),
+            decided_by_ties=by_ties,
             undecided_bins=undecided,
             probabilities=q,
             _law=law,
@@ -154,19 +158,6 @@ class KeepCurve:
     def inclusions(self) -> NDArray[np.float64]:
         """Pi of each occupied bin: the chance of a weight that can be drawn to be taken by one draw."""
         return _inclusion(self._law.log_lambda, self.histogram.selection_logs(self.histogram.magnitudes, self.power))
-
-    @property
-    def decided_by_ties(self) -> float:
-        """The share of the kept weights whose count stands at the cut: equals of theirs are pruned.
-
-        With ties by magnitude the cut moves from mask to mask; the share is then that of its most likely place.
-        """
-        tied = sorted(self._law.tied)
-        if not tied or self.samples == 1:  # one draw takes exactly as many as are kept
-            return 0.0
-        cut = 1 if self.samples == 2 else tied[len(tied) // 2]  # the law of two random draws is kept as that of one
-        above = float((self.drawable_counts * _exceeds(cut, self.samples, self.inclusions)).sum())
-        return min(max(1 - above / self.keep, 0.0), 1.0)
 
     @overload
     def keep_probability(self, magnitude: float) -> float: ...
@@ -239,13 +230,17 @@ class _Weights:
 
 def _solve(
     histogram: MagnitudeHistogram, support: Cut, plain: Cut, *, samples: int, power: float, ties: Ties
-) -> tuple[_Law, NDArray[np.float64], float]:
-    """The law of these settings, q of every bin, and D. ``plain`` is where the deterministic mask cuts."""
+) -> tuple[_Law, NDArray[np.float64], float, float]:
+    """The law of these settings, q of every bin, D, and the share of the kept weights that ties decide.
+
+    ``plain`` is where the deterministic mask cuts.
+    """
     counts, kept = (histogram.counts * cut.at(histogram.bins) for cut in (support, plain))
     keep = round(float(kept.sum()))
     if keep == 0 or round(float(counts.sum())) == keep:  # nothing to solve: none is kept, or all that can be drawn
         law = _Law(samples, math.inf if keep else -math.inf, samples - 1, {}, np.zeros(1))
-        return law, np.full(len(counts), float(keep > 0)), 0.0
+        return law, np.full(len(counts), float(keep > 0)), 0.0, 0.0
+    drawn = samples
     if ties == "random" and samples == 2:
         samples = 1  # the same law: who is drawn by one of two goes in by the toss of a coin
     # The weights of tau's bin that the deterministic mask prunes come before those that it keeps: where magnitude or
@@ -266,7 +261,9 @@ def _solve(
     law, chances = solve_ties(weights, groups, keep, plain.bin, samples, log_lambda, cut)
 
     q = np.bincount(owner, weights=weights.sizes * chances, minlength=len(counts)) / np.maximum(counts, 1.0)
-    return law, q, float((weights.sizes * chances)[weights.places < plain.bin].sum())
+    above = float((groups.sizes * _exceeds(max(cut, drawn - samples), drawn, _inclusion(log_lambda, groups.xs))).sum())
+    tied = 0.0 if drawn == 1 else min(max(1 - above / keep, 0.0), 1.0)  # one draw takes as many as are kept
+    return law, q, float((weights.sizes * chances)[weights.places < plain.bin].sum()), tied
 
 
 def _count_at_cut(groups: _Weights, keep: int, samples: int, pi: NDArray[np.float64]) -> int:

@@ -582,16 +582,18 @@ function createControls(view) {
   const follows = (control) => control.rules?.length > 0 && !control.rules.includes(view.state.randomness);
 
   function move(control, value) {
-    const change = { [control.field]: value };
-    if (follows(control)) {
-      // It rules from now on. What followed with it stays where it was, or the picture would jump.
-      change.randomness = control.rules[0];
-      if (view.derived) {
-        const { samples, power } = view.derived;
-        Object.assign(change, { samples: Math.max(1, Math.round(samples)), power }, { [control.field]: value });
-      }
-    }
-    view.propose(change);
+    // Where something else rules from now on, all that followed stays where it was, or the picture would jump.
+    const change = follows(control) || control.field === "randomness" ? whereItStands() : {};
+    if (follows(control)) change.randomness = control.rules[0];
+    view.propose({ ...change, [control.field]: value });
+  }
+
+  function whereItStands() {
+    const { samples, power, sampling_ratio, target_ir } = view.derived ?? view.state;
+    const standing = { samples: Math.max(1, Math.round(samples)), power };
+    if (sampling_ratio > 0) standing.sampling_ratio = sampling_ratio;
+    if (target_ir > 0) standing.target_ir = target_ir;
+    return standing;
   }
 
   function build(part) {

@@ -291,10 +291,8 @@ class _Bars:
 
     def totals(self, bins: NDArray[np.int64], values: NDArray[np.floating | np.integer]) -> list[int]:
         """The sum of ``values``, given by bin, in each bar."""
-        place = np.searchsorted(self.groups, bins, side="right") - 1
-        inside = (place >= 0) & (place < len(self.groups) - 1)
-        sums = np.bincount(place[inside], weights=values[inside], minlength=len(self.groups) - 1)
-        return [round(total) for total in sums.tolist()]
+        up_to = np.concatenate([[0], np.cumsum(values)])[np.searchsorted(bins, self.groups)]
+        return [round(total) for total in np.diff(up_to).tolist()]
 
 
 def _inset(histogram: MagnitudeHistogram) -> Table:

@@ -142,10 +142,13 @@ def power_for_ir(
         ir = KeepCurve.of(given, sparsity, samples=samples, power=power, reach=reach).expected_ir
         return math.log(max(ir, _NO_RANDOMNESS) / target_ir)
 
-    few_bins = histogram.coarse()
-    near = _near_root(lambda power: gap(power, few_bins))
-    if near and gap(near[0]) > 0 > gap(near[1]):
-        return float(scipy.optimize.brentq(gap, *near, rtol=1e-9))
+    few_bins = histogram.coarse(9)
+    # ir is nearly proportional to 1/T: on a log scale, and with few bins, its root is soon found roughly.
+    rough = _rough_root(lambda power: gap(power, few_bins))
+    for width in (0.002, 0.02) if rough else ():  # near it the search is short
+        low, high = rough * (1 - width), rough * (1 + width)
+        if gap(low) > 0 > gap(high):
+            return float(scipy.optimize.brentq(gap, low, high, rtol=1e-9))
     least, most = ir_range(histogram, sparsity, samples=samples, reach=reach)
     _check_reachable(target_ir, least, most, f"a power from 0 to {MAX_POWER:g}", "other samples")
     for power, ir in ((0.0, most), (MAX_POWER, least)):
@@ -154,12 +157,12 @@ def power_for_ir(
     return float(scipy.optimize.brentq(gap, 0.0, MAX_POWER, rtol=1e-9))
 
 
-def _near_root(gap: Callable[[float], float]) -> tuple[float, float] | None:
-    """An interval of powers in which ``gap``, worked out from few bins, has its root: there the search is short."""
-    if not gap(0.0) > 0 > gap(MAX_POWER):
+def _rough_root(gap: Callable[[float], float]) -> float | None:
+    """Where ``gap`` falls through 0 between T = 0.01 and the greatest, to four digits; None if it does not there."""
+    if not gap(0.01) > 0 > gap(MAX_POWER):
         return None
-    root = float(scipy.optimize.brentq(gap, 0.0, MAX_POWER, xtol=1e-4, rtol=1e-4))
-    return 0.998 * root, 1.002 * root
+    span = math.log(0.01), math.log(MAX_POWER)
+    return math.exp(scipy.optimize.brentq(lambda log: gap(math.exp(log)), *span, xtol=1e-4, rtol=1e-4))
 
 
 def ir_range(

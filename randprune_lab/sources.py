@@ -278,17 +278,25 @@ class RunSource:
 def prunable_names(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     """Which tensors of a checkpoint a run would prune, by name and shape alone: the matrices of numbered blocks.
 
-    A stack of blocks is a prefix whose every number (``layer.0.``, ``layer.1.``) holds at least four matrices. Where
-    there is none (a plain network), it is every matrix.
+    A stack of blocks is a prefix whose every number (``layer.0.``, ``layer.1.``) holds at least four matrices. A stack
+    of one that has another inside is only a wrapper. Where there is no stack (a plain network), it is every matrix.
     """
     matrices = {name for name, shape in shapes.items() if len(shape) >= 2 and name.split(".")[-1] != "bias"}
     blocks: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in matrices:
-        found = re.search(r"^(.*?)\b(\d+)\.", name)  # the outermost number
-        if found:
-            blocks[found[1]][found[2]].add(name)
-    stacks = [stack for stack in blocks.values() if all(len(block) >= LAYERS_ALIKE for block in stack.values())]
-    return {name for stack in stacks for block in stack.values() for name in block} or matrices
+        for number in re.finditer(r"(?<![^.])\d+(?=\.)", name):
+            blocks[name[: number.start()]][number[0]].add(name)
+    stacks = {
+        prefix: set().union(*numbered.values())
+        for prefix, numbered in blocks.items()
+        if all(len(block) >= LAYERS_ALIKE for block in numbered.values())
+    }
+    wrappers = {
+        prefix
+        for prefix in stacks
+        if len(blocks[prefix]) == 1 and any(other != prefix and other.startswith(prefix) for other in stacks)
+    }
+    return set().union(*(names for prefix, names in stacks.items() if prefix not in wrappers)) or matrices
 
 
 def _floats_of(file: Path, prefix: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:

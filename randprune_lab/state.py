@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import urllib.parse
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -109,6 +110,8 @@ class ExploreState(pydantic.BaseModel):
         """The state that ``given`` describes, with the default for whatever is not allowed, and a notice for each."""
         if not isinstance(given, Mapping):
             return cls(), [f"a state of type {type(given).__name__}: must be settings by name; the defaults are used."]
+        with contextlib.suppress(pydantic.ValidationError, RecursionError):
+            return cls.model_validate(dict(given)), []
         good: dict[str, Any] = {}
         notices = []
         for name, value in given.items():

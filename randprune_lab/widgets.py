@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ except ImportError as error:
     raise ImportError(f"explore needs Jupyter ({error}). Install it: pip install 'randprune-lab[jupyter]'.") from error
 from torch import Tensor, nn
 
-from randprune_lab.explorer import Explorer, TensorRow, controls_table, empty_quick
+from randprune_lab.explorer import Explorer, TensorRow, controls_table, empty_quick, no_slow_parts
 from randprune_lab.page import still_picture
 from randprune_lab.sources import open_source
 from randprune_lab.state import ExploreState
@@ -158,14 +158,22 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
         except ValueError as error:
             self._explorer, self._problem = None, str(error)
             self.part_source = {"kind": "source", "model": model, "source_kind": "", "tensors": [], "moments": []}
+        for name, part in no_slow_parts().items():
+            setattr(self, f"part_{name}", {"kind": name, "seq": self._seq, **part})
         return True
+
+    def _names(self) -> Collection[str]:
+        return self._explorer.source.tensors if self._explorer else ()
 
     def _show(
         self, state: ExploreState, *, fresh: bool = False, answers: int | None = None, notices: tuple[str, ...] = ()
     ) -> None:
         """Panels 1 and 2 and the current point at once; the rest follows on the worker's thread."""
         with self._lock:
-            fresh = self._open(state.model) or fresh
+            if self._open(state.model):
+                fresh = True
+                if state.model != self._shown.model and state.tensor not in self._names():
+                    state = state.but(tensor="")  # it was of the model before
             if self._explorer is None:
                 quick = empty_quick(state, self._problem)
             else:
@@ -183,7 +191,9 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
             # Last, because those who observe these traits may set others: then that state is shown, and goes on here.
             self.state = state
             for name in ExploreState.model_fields:
-                setattr(self, name, getattr(self.state, name))
+                value = getattr(self.state, name)
+                if getattr(self, name) != value:
+                    setattr(self, name, value)
 
     @traitlets.observe("state", *ExploreState.model_fields)
     def _changed_from_python(self, change: Any) -> None:

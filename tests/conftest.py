@@ -9,6 +9,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, ReadWriteLock
+
+
+@pytest.fixture(autouse=True)
+def share_the_machine(request, tmp_path_factory):
+    """A test marked ``alone`` measures how fast something is: those of the other workers wait meanwhile."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    gate = FileLock(folder / "gate.lock")  # whoever wants to be alone holds it, so that no new test slips in
+    machine = ReadWriteLock(folder / "machine.db")
+    if request.node.get_closest_marker("alone"):
+        with gate, machine.write_lock():
+            yield
+    else:
+        with gate:
+            pass
+        with machine.read_lock():
+            yield
 
 
 @pytest.fixture(scope="session")

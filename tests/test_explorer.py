@@ -536,8 +536,13 @@ def test_another_stage_brings_its_sparsity_and_target(tmp_path):
 def test_start_chooses_a_tensor_and_a_moment_that_are_there(tmp_path):
     go_on(tmp_path, tiny(), **tiny_parts())
     explorer = Explorer(open_source(tmp_path))
-    state = explorer.start(ExploreState(model="m", stage=77, moment="after"))
+    state = explorer.start(ExploreState(model="m"))
     assert (state.stage, state.moment, state.tensor) == (1, "before", "0.weight")
+    gone = explorer.start(ExploreState(stage=77, moment="after"))  # asked for: not passed over in silence
+    assert (gone.stage, gone.moment) == (77, "after")
+    (notice,) = explorer.quick(gone)["notices"]
+    assert "stage = 77, moment = 'after'" in notice["text"]
+    assert "stage 2 after" in notice["text"]
     own = explorer.start(ExploreState(sparsity=0.77, stage=2))
     assert (own.sparsity, own.randomness, own.stage) == (0.77, "decrease", 2)  # what somebody has chosen stays
     assert Explorer(open_source(many())).start(ExploreState(tensor="b")).tensor == "b"
@@ -549,6 +554,10 @@ def test_an_empty_tensor_name_is_the_first_one():
     explorer, state = opened(many())
     quick = explorer.quick(state.but(tensor=""))
     assert quick["derived"] == explorer.quick(state)["derived"]
+    keys = explorer.keys(state.but(tensor=""))
+    explorer.source._tensors["layer.0.q.weight"].mul_(2)
+    assert all(key != keys[name] for name, key in explorer.keys(state.but(tensor="")).items())
+    assert torch.equal(explorer.mask(state.but(tensor=""), 1), explorer.mask(state, 1))
 
 
 # ---- the table
@@ -668,6 +677,7 @@ def test_whatever_the_weights_something_is_shown_or_said(name, sparsity):
                 assert quick["point"]["ir"] == 0
         if keep == 0 and bool(weight.isfinite().all()):
             assert f"nothing of {weight.numel():,} weights is kept" in errors[0]
+            assert quick["derived"]["keep"] == 0
 
 
 def test_a_million_weights():

@@ -55,7 +55,8 @@ PURE = ["checks", "histogram", "keepcurve", "sampling", "schedules", "config", "
 
 PUBLIC = """
 ExploreState Explorer KeepCurve MagnitudeHistogram RunConfig Split Task candidate_generator controls cubic_stages
-explore introduced_randomness last_checkpoint magnitude_mask mask_sampler open_source power_for_ir prune random_mask record
+explore introduced_randomness last_checkpoint magnitude_mask mask_sampler open_source power_for_ir prune
+random_mask record
 samples_for_ir samples_for_ratio story
 """.split()  # noqa: SIM905, a word list
 

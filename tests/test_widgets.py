@@ -316,6 +316,36 @@ def test_another_model_starts_with_its_own_first_tensor(panels, tmp_path):
     assert consistent(panel)
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_another_model_by_its_name_alone(panels, tmp_path, by_hand):
+    """The tensor that was looked at is of the old one."""
+    from safetensors.torch import save_file
+
+    save_file({"one": normal(20, 20)}, tmp_path / "one.safetensors")
+    save_file({"two": normal(30, 20)}, tmp_path / "two.safetensors")
+    panel = panels(tmp_path / "one.safetensors", sparsity=0.5)
+    if by_hand:
+        ask(panel, state=state_of(panel, model=str(tmp_path / "two.safetensors")))
+    else:
+        panel.model = str(tmp_path / "two.safetensors")
+    assert panel.part_quick["microscope"] is not None
+    assert (panel.tensor, panel.sparsity) == ("two", 0.5)
+    assert consistent(panel)
+
+
+def test_a_model_without_matrices_shows_no_table_of_another(panels, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"one": normal(20, 20)}, tmp_path / "one.safetensors")
+    save_file({"vector": normal(300)}, tmp_path / "vector.safetensors")
+    panel = panels(tmp_path / "one.safetensors", sparsity=0.5)
+    wait_until(lambda: rests(panel))
+    panel.state = ExploreState(model=str(tmp_path / "vector.safetensors"), sparsity=0.5)
+    keys = panel.part_quick["keys"]
+    wait_until(lambda: panel.part_candidates.get("key") == keys["candidates"] and panel.part_candidates["done"] == 8)
+    assert not panel.part_table.get("rows")
+
+
 def test_a_run_begins_with_its_own_settings_and_stages_bring_theirs(panels, tmp_path):
     go_on(tmp_path, tiny(samples=6, seed=3), **tiny_parts())
     panel = panels(tmp_path)

@@ -38,7 +38,7 @@ class Panel:
     """The explorer in a notebook on a page."""
 
     def __init__(self, browser, **options) -> None:
-        self.page = browser.new_page(viewport={"width": 1500, "height": 2600}, **options)
+        self.page = browser.new_page(viewport={"width": 1500, "height": 1200}, **options)
         self.requests: list[str] = []
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -159,6 +159,7 @@ def test_what_is_drawn_is_what_the_tables_say(panel, weights):
     assert re.search(r"weights undecided", title)
 
 
+@pytest.mark.alone
 def test_sliders_move_the_picture_at_once(panel, capsys):
     """Forty steps of each slider, with 60 and with 300 ms between presses."""
     panel.page.evaluate(WATCH)
@@ -345,6 +346,7 @@ def _run(shown: Panel, code: str) -> None:
     )
 
 
+@pytest.mark.alone
 def test_all_tensors_of_a_transformer(browser, lab, capsys):
     """72 matrices of BERT-base's shapes: the whole table within a second of a slider's move."""
     shown = Panel(browser)
