@@ -157,10 +157,10 @@ def power_for_ir(
     return float(scipy.optimize.brentq(gap, 0.0, MAX_POWER, rtol=1e-9))
 
 
-def _rough_root(gap: Callable[[float], float]) -> float | None:
-    """Where ``gap`` falls through 0 between T = 0.01 and the greatest, to four digits; None if it does not there."""
+def _rough_root(gap: Callable[[float], float]) -> float:
+    """Where ``gap`` falls through 0 between T = 0.01 and the greatest, to four digits; 0 if it does not there."""
     if not gap(0.01) > 0 > gap(MAX_POWER):
-        return None
+        return 0.0
     span = math.log(0.01), math.log(MAX_POWER)
     return math.exp(scipy.optimize.brentq(lambda log: gap(math.exp(log)), *span, xtol=1e-4, rtol=1e-4))
 
