@@ -417,6 +417,7 @@ function createConversation(ask, frozen, showAlert) {
 // ------------------------------------------------------------------------------------------------------------ controls
 
 const STEPS_A_DECADE = 20;
+const FOLLOWING_DIGITS = 4; // of a number that nobody typed
 const GROUPS = ["what", "how random", "look"];
 
 /** The values that a slider stops at, each once, from low to high. */
@@ -662,7 +663,8 @@ function createControls(view) {
       const following = follows(control);
       item.element.classList.toggle("rp-follows", following);
       const values = following && view.derived ? view.derived : view.state;
-      item.show(values[control.field] ?? null);
+      const value = values[control.field] ?? null;
+      item.show(following && Number.isFinite(value) ? Number(value.toPrecision(FOLLOWING_DIGITS)) : value);
     }
     for (const { read, item } of selects) item.show(read(view.state));
   }
