@@ -4,74 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
-import functools
 import hashlib
-import re
 import types
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from randprune_lab import panels
 from randprune_lab.candidates import Candidates, Place, check_drawable
-from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.keepcurve import KeepCurve
 from randprune_lab.masks import EVERYTHING
-from randprune_lab.panels import Draw, Table, curve_of, derived, settle
+from randprune_lab.panels import Table, derived
 from randprune_lab.sampling import introduced_randomness
-from randprune_lab.sources import Layer, Source, TensorInfo
+from randprune_lab.sources import Source, TensorInfo
 from randprune_lab.state import ExploreState, control_of
+from randprune_lab.tensors import TensorRow, row_table, table_sentence, tensor_rows
+from randprune_lab.weights import Weights, is_global, together
 
-HISTOGRAMS_KEPT = 512  # about 0.7 MB each
 ROWS_AT_ONCE = 8  # of the table of all tensors
 _VIEW = ("model", "pinned", "pair", "sweep", "window", "rerolled")  # what changes no number of the weights
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorRow:
-    """One tensor.
-
-    Attributes:
-        name, shape: as in the source.
-        n: its weights, those that no longer exist included.
-        prunable: a run would prune it by default.
-        alive: the weights that exist.
-        threshold: tau, the smallest magnitude that the deterministic mask keeps; None when it keeps nothing.
-        near_threshold: the share of the existing weights from 2/3 tau to 4/3 tau (arXiv 2310.13183, Figure 1).
-        samples, power: M, the masks drawn and added up, and T.
-        expected_ir: introduced randomness to expect (Eq. 1).
-        swapped: share of the kept weights to expect that the deterministic mask would not keep.
-        drawn_ir: introduced randomness of the masks that were really drawn, one each.
-        problem: why there are no numbers; None when there are.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    n: int
-    prunable: bool
-    alive: int = 0
-    threshold: float | None = None
-    near_threshold: float = 0.0
-    samples: int = 0
-    power: float = 0.0
-    expected_ir: float = 0.0
-    swapped: float = 0.0
-    drawn_ir: tuple[float, ...] = ()
-    problem: str | None = None
-
-
 class Explorer:
-    """The tables behind panels 1 to 4 for one source. What was worked out is kept until the weights change.
+    """The tables behind panels 1 to 4 for one source.
 
     May be asked from several threads at once: at worst something is worked out twice.
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._histograms: dict[Hashable, MagnitudeHistogram] = {}
-        self._layer: tuple[Hashable, Layer] | None = None
+        self._weights = Weights(source)
         self._drawn: tuple[Hashable, Candidates] | None = None
 
     def start(self, state: ExploreState) -> ExploreState:
@@ -88,7 +50,7 @@ class Explorer:
         if moments and named_none and (1, "before") not in moments:
             first = self.source.moments[0]
             state = state.but(stage=first.stage, moment=first.moment)
-        return state if state.tensor else state.but(tensor=self._first())
+        return state if state.tensor else state.but(tensor=self._weights.first())
 
     def follow(self, before: ExploreState, after: ExploreState) -> ExploreState:
         """Whoever moves on to another stage of a run looks at that stage's sparsity and target."""
@@ -103,16 +65,12 @@ class Explorer:
         Raises:
             ValueError: the weights cannot be read.
         """
-        histogram = self.histogram(state)
+        histogram = self._weights.histogram(state)
         above = int(histogram.counts[histogram.magnitudes >= magnitude].sum())
         if rule == "threshold":
             return state.but(sparsity=1 - max(above, 1) / histogram.size)
         keep = max(histogram.size - round(state.sparsity * histogram.size), 1)
         return state.but(reach=max(above / keep, 1.0))
-
-    def _first(self) -> str:
-        prunable = [name for name, info in self.source.tensors.items() if info.prunable]
-        return next(iter(prunable or self.source.tensors))
 
     def describe(self) -> Table:
         """The source itself: its tensors and moments."""
@@ -130,8 +88,8 @@ class Explorer:
         """
         table: Table = {"state": state.model_dump(mode="json"), "code": state.to_code(), "keys": self.keys(state)}
         try:
-            info = self._info(state)
-            draw, curve = self._curve(state)
+            info = self._weights.info(state)
+            draw, curve = self._weights.curve(state)
         except ValueError as error:
             return {**table, **_NO_PANELS, "notices": [_notice("error", str(error))]}
         notices = [_notice("info", text) for text in draw.notices]
@@ -151,9 +109,11 @@ class Explorer:
     def keys(self, state: ExploreState) -> dict[str, str]:
         """For each slow part, a text that changes when the part is void."""
         settings = state.model_dump(mode="json", exclude=set(_VIEW))
-        versions = {name: self._version(name) for name, info in self.source.tensors.items() if len(info.shape) > 1}
-        whole = [versions.get(name) for name in self._prunable()] if state.scope == "global" else None
-        own = [settings, self._version(state.tensor or self._first()), whole]
+        versions = {
+            name: self._weights.version(name) for name, info in self.source.tensors.items() if len(info.shape) > 1
+        }
+        whole = [versions.get(name) for name in self._weights.prunable()] if state.scope == "global" else None
+        own = [settings, self._weights.version(state.tensor or self._weights.first()), whole]
         swept = {name: value for name, value in settings.items() if name not in (state.sweep, "seed", "candidates")}
         looked_at = ("tensor", "seed", "candidates")
         return {
@@ -193,7 +153,7 @@ class Explorer:
         matrices = [info for info in self.source.tensors.values() if len(info.shape) >= 2]
         rows: list[Table] = []
         for row in self.rows(state) if matrices else ():
-            rows.append(_row_table(row))
+            rows.append(row_table(row))
             if len(rows) % ROWS_AT_ONCE == 0 or len(rows) == len(matrices):
                 yield {
                     "rows": list(rows),
@@ -201,7 +161,7 @@ class Explorer:
                     "total": len(matrices),
                     "title": "Every matrix of the model",
                     "badge": "predicted",
-                    "sentence": _table_sentence(rows, len(matrices)),
+                    "sentence": table_sentence(rows, len(matrices)),
                 }
 
     def sweep(self, state: ExploreState) -> Table:
@@ -210,7 +170,7 @@ class Explorer:
         Raises:
             ValueError: the weights cannot be read.
         """
-        return panels.sweep(state, self.histogram(state))
+        return panels.sweep(state, self._weights.histogram(state))
 
     def rows(
         self, state: ExploreState, *, include: str = "", exclude: str | None = None, draws: int = 0
@@ -222,49 +182,13 @@ class Explorer:
         Raises:
             ValueError: a pattern is none, or nothing matches.
         """
-        wanted, unwanted = _pattern("include", include), _pattern("exclude", exclude) if exclude else None
-        infos = [
-            info
-            for info in self.source.tensors.values()
-            if len(info.shape) >= 2 and wanted.search(info.name) and not (unwanted and unwanted.search(info.name))
-        ]
-        if not infos:
-            raise ValueError(
-                f"{self.source.label}: no floating-point weight matrix matches include = {include!r}, "
-                f"exclude = {exclude!r}. Choose patterns that match the names of its tensors."
-            )
-        whole: KeepCurve | None = None  # the one curve of all prunable tensors
-        for info in infos:
-            own = state.model_copy(update={"tensor": info.name})
-            if _is_global(state, info) and whole is None:
-                with contextlib.suppress(ValueError):  # each row says it
-                    whole = self._curve(own)[1]
-            row = self._row(info, own, whole if _is_global(state, info) else None)
-            if draws and row.problem is None and not _is_global(state, info):
-                masks = self._candidates(own)
-                drawn = (introduced_randomness(masks.mask(number), masks.mask(0)) for number in range(1, draws + 1))
-                row = dataclasses.replace(row, drawn_ir=tuple(drawn))
-            yield row
-
-    def _row(self, info: TensorInfo, state: ExploreState, whole: KeepCurve | None) -> TensorRow:
-        blank = TensorRow(info.name, info.shape, info.n, info.prunable)
-        try:
-            histogram = self._of_tensor(info.name, state)
-            curve = whole or self._curve(state)[1]
-        except ValueError as error:
-            return dataclasses.replace(blank, problem=str(error))
-        tau = curve.threshold
-        ir, swapped = _share_of(histogram, curve) if whole else (curve.expected_ir, curve.swapped)
-        return dataclasses.replace(
-            blank,
-            alive=histogram.alive,
-            threshold=tau if curve.keep else None,
-            near_threshold=histogram.share_within(2 / 3 * tau, 4 / 3 * tau) if curve.keep else 0.0,
-            samples=curve.samples,
-            power=curve.power,
-            expected_ir=ir,
-            swapped=swapped,
-        )
+        for row in tensor_rows(self._weights, state, include=include, exclude=exclude):
+            drawn: tuple[float, ...] = ()
+            if draws and row.problem is None and not is_global(state, self.source.tensors[row.name]):
+                masks = self._candidates(state.model_copy(update={"tensor": row.name}))
+                plain = masks.mask(0)
+                drawn = tuple(introduced_randomness(masks.mask(number), plain) for number in range(1, draws + 1))
+            yield dataclasses.replace(row, drawn_ir=drawn)
 
     def mask(self, state: ExploreState, candidate: int) -> Tensor:
         """The mask of one candidate (0: the plain one) of the state's tensor, or in global scope of all as one vector.
@@ -282,7 +206,7 @@ class Explorer:
         Raises:
             ValueError: the weights cannot be read, or masks of them cannot be drawn.
         """
-        _, curve = self._curve(state)
+        _, curve = self._weights.curve(state)
         if not curve.keep:
             raise ValueError(_nothing_kept(state, curve))
         drawn = self._candidates(state)
@@ -290,79 +214,12 @@ class Explorer:
         for done in range(1, state.candidates + 1):
             yield drawn.table(state, done, window)
 
-    def histogram(self, state: ExploreState) -> MagnitudeHistogram:
-        """The magnitudes of the state's tensor; in global scope of all prunable ones together.
-
-        Raises:
-            ValueError: the weights cannot be read, or are not finite.
-        """
-        info = self._info(state)
-        if not _is_global(state, info):
-            return self._of_tensor(info.name, state)
-        names = self._prunable()
-        key = ("*", state.stage, state.moment, tuple(self.source.version(name) for name in names))
-        return self._known(
-            key, lambda: functools.reduce(lambda a, b: a + b, (self._of_tensor(name, state) for name in names))
-        )
-
-    def _curve(self, state: ExploreState) -> tuple[Draw, KeepCurve]:
-        """What the state means for its tensor, and the closed form of its masks."""
-        histogram = self.histogram(state)
-        try:
-            draw = settle(state, histogram)
-            return draw, curve_of(state, histogram, draw)
-        except ValueError as error:
-            raise ValueError(f"{self._info(state).name}: {error}") from error
-
-    def _of_tensor(self, name: str, state: ExploreState) -> MagnitudeHistogram:
-        def work_out() -> MagnitudeHistogram:
-            try:
-                return self._read(name, state).histogram()
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-
-        return self._known((name, state.stage, state.moment, self.source.version(name)), work_out)
-
-    def _known(self, key: Hashable, work_out: Callable[[], MagnitudeHistogram]) -> MagnitudeHistogram:
-        found = self._histograms.get(key)
-        if found is None:
-            found = work_out()
-            while len(self._histograms) >= HISTOGRAMS_KEPT:
-                self._histograms.pop(next(iter(self._histograms)), None)
-            self._histograms[key] = found
-        return found
-
-    def _read(self, name: str, state: ExploreState) -> Layer:
-        """The weights; those of one tensor stay in memory, the last that was read."""
-        key = (name, state.stage, state.moment, self.source.version(name))
-        kept = self._layer
-        if kept is None or kept[0] != key:
-            self._layer = None  # two big ones need not be there at a time
-            kept = (key, self.source.read(name, state.stage, state.moment))
-            self._layer = kept
-        return kept[1]
-
-    def _info(self, state: ExploreState) -> TensorInfo:
-        info = self.source.tensors.get(state.tensor or self._first())
-        if info is None:
-            near = difflib.get_close_matches(state.tensor, self.source.tensors, n=1, cutoff=0.0)[0]
-            raise ValueError(f"tensor = {state.tensor!r}: the model has none of this name. Did you mean {near!r}?")
-        return info
-
-    def _version(self, name: str) -> Hashable:
-        with contextlib.suppress(ValueError, KeyError):  # reading it will say so
-            return self.source.version(name)
-        return None
-
-    def _prunable(self) -> list[str]:
-        return [name for name, info in self.source.tensors.items() if info.prunable]
-
     def _candidates(self, state: ExploreState) -> Candidates:
         """Those drawn before, if nothing that they depend on has changed."""
-        info = self._info(state)
-        whole = _is_global(state, info)
-        names = self._prunable() if whole else [info.name]
-        draw, _ = self._curve(state)
+        info = self._weights.info(state)
+        whole = is_global(state, info)
+        names = self._weights.prunable() if whole else [info.name]
+        draw, _ = self._weights.curve(state)
         versions = tuple(self.source.version(name) for name in names)
         settings = (state.sparsity, state.reach, state.sampler, state.seed, state.stage, state.moment)
         key = (whole, info.name, versions, settings, draw)
@@ -370,7 +227,7 @@ class Explorer:
             self._drawn = None  # the old masks go before new ones come
             start = sum(self.source.tensors[name].n for name in names[: names.index(info.name)])
             check_drawable(sum(self.source.tensors[name].n for name in names), draw, state)
-            layer = _together([self._read(name, state) for name in names])
+            layer = together([self._weights.read(name, state) for name in names])
             parameter = EVERYTHING if whole else info.name
             self._drawn = key, Candidates(layer, parameter, Place(start, info.shape), draw, state)
         return self._drawn[1]
@@ -422,61 +279,6 @@ def controls_table() -> list[Table]:
     return table
 
 
-def _is_global(state: ExploreState, info: TensorInfo) -> bool:
-    """In global scope all that is pruned is one vector; what is not pruned is looked at by itself."""
-    return state.scope == "global" and info.prunable
-
-
-def _together(layers: list[Layer]) -> Layer:
-    """Several tensors as one vector; one stays as it is."""
-    if len(layers) == 1 or any(layer.weight is None for layer in layers):
-        return layers[0] if len(layers) == 1 else Layer(None)
-    weights = [layer.weight for layer in layers if layer.weight is not None]
-    alive = [
-        (weight != 0) if layer.alive is None else layer.alive for layer, weight in zip(layers, weights, strict=True)
-    ]
-    return Layer(torch.cat([weight.reshape(-1) for weight in weights]), torch.cat([mask.reshape(-1) for mask in alive]))
-
-
-def _share_of(histogram: MagnitudeHistogram, curve: KeepCurve) -> tuple[float, float]:
-    """Ir and swapped to expect of one tensor's part in the masks of all (Eq. 1, restricted to it)."""
-    chance, above = curve.keep_probability(histogram.magnitudes), histogram.magnitudes >= curve.threshold
-    kept, swapped_in = int(histogram.counts[above].sum()), float((histogram.counts * chance)[~above].sum())
-    rest = histogram.size - kept - swapped_in
-    return (swapped_in / rest if rest else 0.0), swapped_in / max(kept, 1)
-
-
-def _row_table(row: TensorRow) -> Table:
-    return {
-        "name": row.name,
-        "shape": list(row.shape),
-        "n": row.n,
-        "alive": row.alive,
-        "threshold": row.threshold,
-        "near": row.near_threshold,
-        "samples": row.samples,
-        "power": row.power,
-        "ir": panels.finite(row.expected_ir),
-        "swapped": row.swapped,
-        "prunable": row.prunable,
-        "problem": row.problem,
-    }
-
-
-def _table_sentence(rows: list[Table], total: int) -> str:
-    """How far the tensors lie apart, in words."""
-    whole = "1 matrix" if total == 1 else f"{total} matrices"
-    start = whole if len(rows) == total else f"{len(rows)} of {whole} so far"
-    irs = [row["ir"] for row in rows if row["prunable"] and row["problem"] is None and row["ir"] is not None]
-    failed = sum(row["problem"] is not None for row in rows)
-    text = (
-        f"{start}; of those that are pruned the expected ir lies between {min(irs):.4g} and {max(irs):.4g}"
-        if irs
-        else start
-    )
-    return f"{text}; {failed} cannot be pruned so." if failed else f"{text}."
-
-
 def _digest(parts: list[object]) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
@@ -487,10 +289,3 @@ def _shown(info: TensorInfo) -> Table:
 
 def _notice(kind: str, text: str) -> Table:
     return {"kind": kind, "text": text}
-
-
-def _pattern(name: str, text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{name} = {text!r}: no regular expression ({error}). Escape with a backslash.") from error

@@ -20,8 +20,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from randprune_lab.bench import Claim, Measurement
     from randprune_lab.config import RunConfig
-    from randprune_lab.explorer import TensorRow
     from randprune_lab.state import ExploreState
+    from randprune_lab.tensors import TensorRow
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # what a wrong command line raises
 

@@ -15,10 +15,11 @@ except ImportError as error:
     raise ImportError(f"explore needs Jupyter ({error}). Install it: pip install 'randprune-lab[jupyter]'.") from error
 from torch import Tensor, nn
 
-from randprune_lab.explorer import Explorer, TensorRow, controls_table, empty_quick, no_slow_parts
+from randprune_lab.explorer import Explorer, controls_table, empty_quick, no_slow_parts
 from randprune_lab.page import still_picture
 from randprune_lab.sources import open_source
 from randprune_lab.state import ExploreState
+from randprune_lab.tensors import TensorRow
 
 REST = (
     0.06  # seconds without a new question after which the slow parts begin: the quick ones have the machine till then

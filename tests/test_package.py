@@ -38,6 +38,8 @@ ROOMS = [
     "bench",
     "sources",
     "panels",
+    "weights",
+    "tensors",
     "candidates",
     "explorer",
     "figures",
@@ -113,6 +115,7 @@ def test_top_level_holds_nothing_else():
     assert {top for top in tops if not top.startswith(".")} <= known
 
 
+@pytest.mark.alone
 def test_import_costs_little_more_than_torch():
     code = """
 import time

@@ -4,6 +4,8 @@ import pytest
 
 from randprune_lab.bench import speed_table
 
+pytestmark = pytest.mark.alone
+
 
 def by_name(rows):
     return {row.name: row for row in rows}
