@@ -33,7 +33,7 @@ class Explorer:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._weights = Weights(source)
+        self.weights = Weights(source)
         self._drawn: tuple[Hashable, Candidates] | None = None
 
     def start(self, state: ExploreState) -> ExploreState:
@@ -50,7 +50,7 @@ class Explorer:
         if moments and named_none and (1, "before") not in moments:
             first = self.source.moments[0]
             state = state.but(stage=first.stage, moment=first.moment)
-        return state if state.tensor else state.but(tensor=self._weights.first())
+        return state if state.tensor else state.but(tensor=self.weights.first())
 
     def follow(self, before: ExploreState, after: ExploreState) -> ExploreState:
         """Whoever moves on to another stage of a run looks at that stage's sparsity and target."""
@@ -65,7 +65,7 @@ class Explorer:
         Raises:
             ValueError: the weights cannot be read.
         """
-        histogram = self._weights.histogram(state)
+        histogram = self.weights.histogram(state)
         above = int(histogram.counts[histogram.magnitudes >= magnitude].sum())
         if rule == "threshold":
             return state.but(sparsity=1 - max(above, 1) / histogram.size)
@@ -88,8 +88,8 @@ class Explorer:
         """
         table: Table = {"state": state.model_dump(mode="json"), "code": state.to_code(), "keys": self.keys(state)}
         try:
-            info = self._weights.info(state)
-            draw, curve = self._weights.curve(state)
+            info = self.weights.info(state)
+            draw, curve = self.weights.curve(state)
         except ValueError as error:
             return {**table, **_NO_PANELS, "notices": [_notice("error", str(error))]}
         notices = [_notice("info", text) for text in draw.notices]
@@ -110,10 +110,10 @@ class Explorer:
         """For each slow part, a text that changes when the part is void."""
         settings = state.model_dump(mode="json", exclude=set(_VIEW))
         versions = {
-            name: self._weights.version(name) for name, info in self.source.tensors.items() if len(info.shape) > 1
+            name: self.weights.version(name) for name, info in self.source.tensors.items() if len(info.shape) > 1
         }
-        whole = [versions.get(name) for name in self._weights.prunable()] if state.scope == "global" else None
-        own = [settings, self._weights.version(state.tensor or self._weights.first()), whole]
+        whole = [versions.get(name) for name in self.weights.prunable()] if state.scope == "global" else None
+        own = [settings, self.weights.version(state.tensor or self.weights.first()), whole]
         swept = {name: value for name, value in settings.items() if name not in (state.sweep, "seed", "candidates")}
         looked_at = ("tensor", "seed", "candidates")
         return {
@@ -170,7 +170,7 @@ class Explorer:
         Raises:
             ValueError: the weights cannot be read.
         """
-        return panels.sweep(state, self._weights.histogram(state))
+        return panels.sweep(state, self.weights.histogram(state))
 
     def rows(
         self, state: ExploreState, *, include: str = "", exclude: str | None = None, draws: int = 0
@@ -182,7 +182,7 @@ class Explorer:
         Raises:
             ValueError: a pattern is none, or nothing matches.
         """
-        for row in tensor_rows(self._weights, state, include=include, exclude=exclude):
+        for row in tensor_rows(self.weights, state, include=include, exclude=exclude):
             drawn: tuple[float, ...] = ()
             if draws and row.problem is None and not is_global(state, self.source.tensors[row.name]):
                 masks = self._candidates(state.model_copy(update={"tensor": row.name}))
@@ -206,7 +206,7 @@ class Explorer:
         Raises:
             ValueError: the weights cannot be read, or masks of them cannot be drawn.
         """
-        _, curve = self._weights.curve(state)
+        _, curve = self.weights.curve(state)
         if not curve.keep:
             raise ValueError(_nothing_kept(state, curve))
         drawn = self._candidates(state)
@@ -216,10 +216,10 @@ class Explorer:
 
     def _candidates(self, state: ExploreState) -> Candidates:
         """Those drawn before, if nothing that they depend on has changed."""
-        info = self._weights.info(state)
+        info = self.weights.info(state)
         whole = is_global(state, info)
-        names = self._weights.prunable() if whole else [info.name]
-        draw, _ = self._weights.curve(state)
+        names = self.weights.prunable() if whole else [info.name]
+        draw, _ = self.weights.curve(state)
         versions = tuple(self.source.version(name) for name in names)
         settings = (state.sparsity, state.reach, state.sampler, state.seed, state.stage, state.moment)
         key = (whole, info.name, versions, settings, draw)
@@ -227,7 +227,7 @@ class Explorer:
             self._drawn = None  # the old masks go before new ones come
             start = sum(self.source.tensors[name].n for name in names[: names.index(info.name)])
             check_drawable(sum(self.source.tensors[name].n for name in names), draw, state)
-            layer = together([self._weights.read(name, state) for name in names])
+            layer = together([self.weights.read(name, state) for name in names])
             parameter = EVERYTHING if whole else info.name
             self._drawn = key, Candidates(layer, parameter, Place(start, info.shape), draw, state)
         return self._drawn[1]

@@ -739,7 +739,7 @@ def test_panels_are_those_of_the_histogram():
     explorer, state = opened(tensors, scope="global")
     names = [name for name in tensors if name.startswith("layer")]
     both = MagnitudeHistogram.of(torch.cat([tensors[name].reshape(-1) for name in names]))
-    found = explorer.histogram(state)
+    found = explorer.weights.histogram(state)
     assert np.array_equal(found.bins, both.bins)
     assert np.array_equal(found.counts, both.counts)
     assert found.size == both.size
