@@ -120,7 +120,11 @@ class Candidates:
         drawn = [self._strip(slot, number, keep, int(shared[0, slot])) for slot, number in enumerate(numbers)]
         rows, columns = self._crop
         return {
-            "title": "Candidates agree on large weights and differ near tau",
+            "title": (
+                "Candidates agree on large weights and differ near tau"
+                if agreement.min() < 1
+                else "All masks drawn are the same"
+            ),
             "badge": "drawn",
             "sentence": _sentence(drawn, state.candidates, agreement),
             "total": state.candidates,
@@ -189,10 +193,11 @@ class Candidates:
 
 
 def _sentence(drawn: list[Table], total: int, agreement: NDArray[np.float64]) -> str:
-    done = f"{len(drawn)} of {total} masks drawn" if len(drawn) < total else f"{total} masks drawn"
+    done = f"{len(drawn)} of {total} masks drawn" if len(drawn) < total else f"{total} mask{'s' * (total > 1)} drawn"
     random = [strip for strip in drawn if strip["number"]]
     if not random:
-        return f"{done}: so far only the plain one, which every random mask is compared with."
+        alone = "only the plain one is asked for" if total == 1 else "so far only the plain one"
+        return f"{done}: {alone}, which every random mask is compared with."
     irs = [float("inf") if strip["ir"] is None else strip["ir"] for strip in random]
     apart = agreement[~np.eye(len(agreement), dtype=bool)]
     spread = (

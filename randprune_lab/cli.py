@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import tomllib
@@ -307,7 +308,7 @@ def explore(
     candidates: Annotated[int | None, typer.Option(help="With --html: masks to draw, with the plain one.")] = None,
     stage: Annotated[int | None, typer.Option(help="Of a run: the stage to look at.")] = None,
     moment: Annotated[str | None, typer.Option(help="Of a run: before or after that stage's mask.")] = None,
-    tensor: Annotated[str | None, typer.Option(help="With --html: the tensor to begin with.")] = None,
+    tensor: Annotated[str | None, typer.Option(help="Only this one; with --html: the one to begin with.")] = None,
     draw: Annotated[int, typer.Option(min=0, max=1000, help="Draw this many masks of each matrix, too.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Of the masks drawn.")] = None,
     include: Annotated[str, typer.Option(help="Only tensors whose name this regular expression finds.")] = "",
@@ -338,25 +339,36 @@ def explore(
         "candidates": candidates,
         "seed": seed,
     }
-    if target_ir is not None:
-        given["randomness"] = "target_ir"
-    elif samples is not None:
-        given["randomness"] = "fixed"
-    elif schedule is not None:
-        given["randomness"] = check_option("schedule", schedule, RATIO_SCHEDULES)
+    ratio = sampling_ratio is not None or schedule is not None
+    if ratio + (samples is not None and target_ir is None) + (target_ir is not None) > 1:
+        raise ValueError(
+            "--sr or --schedule, --samples and --target-ir each set the randomness: pass one of the three."
+        )
+    if target_ir is not None and power is not None:
+        raise ValueError("--target-ir sets the power itself: leave --power out.")
+    if html is not None and (draw or as_json or include or exclude):
+        raise ValueError("--html writes a page of every tensor: leave --draw, --json, --include and --exclude out.")
     explorer = Explorer(open_source(model))
     asked = {name: value for name, value in given.items() if value is not None}
-    state = explorer.start(ExploreState.model_validate({"model": model, "stage": stage or 1}))
+    state = explorer.start(ExploreState.model_validate({"model": model, "stage": 1 if stage is None else stage}))
+    if target_ir is not None:
+        asked["randomness"] = "target_ir"
+    elif samples is not None:
+        asked["randomness"] = "fixed"
+    elif ratio and (schedule is not None or state.randomness not in RATIO_SCHEDULES):
+        asked["randomness"] = check_option("schedule", schedule or "decrease", RATIO_SCHEDULES)
     state = explorer.start(state.but(**asked))
-    rows = list(explorer.rows(state, include=include, exclude=exclude, draws=draw))
-    for row in rows:
-        if row.problem:
-            raise ValueError(f"{row.problem} Or leave this tensor out with exclude.")
     if html is not None:
         from randprune_lab.page import write_page
 
         say(f"page: {write_page(html, explorer, state)}")
-    elif as_json:
+        return
+    if tensor is not None:
+        include, exclude = f"^{re.escape(explorer.weights.info(state).name)}$", None
+    rows = list(explorer.rows(state, include=include, exclude=exclude, draws=draw))
+    if all(row.problem for row in rows):
+        raise ValueError(str(rows[0].problem))
+    if as_json:
         settings = state.model_dump(mode="json")
         print_json({"settings": settings, "tensors": [dataclasses.asdict(row) for row in rows]})
     else:

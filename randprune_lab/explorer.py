@@ -95,6 +95,7 @@ class Explorer:
         notices = [_notice("info", text) for text in draw.notices]
         if not info.prunable:
             notices.append(_notice("info", f"{info.name} is not pruned by default; it is explored all the same."))
+        notices += [_notice("info", text) for text in self._unlike_a_run(state, curve)]
         table |= {"notices": notices, "derived": derived(state, curve)}
         if not curve.keep:
             notices.append(_notice("error", _nothing_kept(state, curve)))
@@ -105,6 +106,18 @@ class Explorer:
             "curve": panels.keep_curve(state, curve),
             "point": panels.point(state, curve),
         }
+
+    def _unlike_a_run(self, state: ExploreState, curve: KeepCurve) -> list[str]:
+        """Where masks drawn here may be others than those of a run that starts from these weights."""
+        if self.source.kind == "run":
+            return []
+        texts = []
+        zeros = curve.histogram.size - curve.histogram.alive
+        if zeros:
+            texts.append(f"{zeros:,} weights are 0 and count as removed; a run takes its dense network's as there.")
+        if self.source.kind == "checkpoint" and is_global(state, self.weights.info(state)):
+            texts.append("A checkpoint does not tell its parameters' order: in global scope a run may draw others.")
+        return texts
 
     def keys(self, state: ExploreState) -> dict[str, str]:
         """For each slow part, a text that changes when the part is void."""
@@ -193,7 +206,8 @@ class Explorer:
     def mask(self, state: ExploreState, candidate: int) -> Tensor:
         """The mask of one candidate (0: the plain one) of the state's tensor, or in global scope of all as one vector.
 
-        The one that a run with this seed, stage and tensor uses, bit for bit on the same device.
+        The one that a run with this seed, stage and tensor uses, bit for bit on the same device. (What may differ is
+        said in ``quick``'s notices: zeros in a dense network, and the order of parameters in a checkpoint.)
 
         Raises:
             ValueError: the weights cannot be read, or masks of them cannot be drawn.
@@ -223,14 +237,16 @@ class Explorer:
         versions = tuple(self.source.version(name) for name in names)
         settings = (state.sparsity, state.reach, state.sampler, state.seed, state.stage, state.moment)
         key = (whole, info.name, versions, settings, draw)
-        if self._drawn is None or self._drawn[0] != key:
-            self._drawn = None  # the old masks go before new ones come
+        kept = self._drawn
+        if kept is None or kept[0] != key:
+            self._drawn = kept = None  # the old masks go before new ones come
             start = sum(self.source.tensors[name].n for name in names[: names.index(info.name)])
             check_drawable(sum(self.source.tensors[name].n for name in names), draw, state)
             layer = together([self.weights.read(name, state) for name in names])
             parameter = EVERYTHING if whole else info.name
-            self._drawn = key, Candidates(layer, parameter, Place(start, info.shape), draw, state)
-        return self._drawn[1]
+            kept = key, Candidates(layer, parameter, Place(start, info.shape), draw, state)
+            self._drawn = kept
+        return kept[1]
 
 
 def _nothing_kept(state: ExploreState, curve: KeepCurve) -> str:

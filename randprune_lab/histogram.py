@@ -160,8 +160,12 @@ class MagnitudeHistogram:
         positive = self.magnitudes[self.magnitudes > 0]
         if power == 0 or not len(positive):
             return np.zeros(len(magnitudes))
-        least = power * math.log(positive[0])
-        return np.where(magnitudes > 0, power * np.log(np.where(magnitudes > 0, magnitudes, 1.0)), least - 100)
+        logs = self._logs if magnitudes is self.magnitudes else _logs_of(magnitudes)
+        return np.where(magnitudes > 0, power * logs, power * math.log(positive[0]) - 100)
+
+    @functools.cached_property
+    def _logs(self) -> NDArray[np.float64]:
+        return _logs_of(self.magnitudes)
 
     def largest(self, count: int) -> Cut:
         """Where the ``count`` largest existing weights end."""
@@ -180,6 +184,11 @@ class MagnitudeHistogram:
         """The share of the existing weights with ``low <= abs(w) < high``, to one bin (0.025 %)."""
         inside = (self.magnitudes >= low) & (self.magnitudes < high)
         return float(self.counts[inside].sum() / max(self.alive, 1))
+
+
+def _logs_of(magnitudes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Natural logarithms; 0 for a 0."""
+    return np.log(np.where(magnitudes > 0, magnitudes, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -632,8 +632,7 @@ function createControls(view) {
     const others = part.tensors.filter((tensor) => !tensor.prunable).map(named);
     const options = part.tensors.filter((tensor) => tensor.prunable).map(named);
     if (others.length) options.push({ group: "not pruned by default", options: others });
-    const help = part.prunable_words;
-    const tensors = { field: "tensor", label: "tensor", help, options };
+    const tensors = { field: "tensor", label: "tensor", options };
     selects = [
       {
         read: (state) => state.tensor,

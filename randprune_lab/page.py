@@ -119,12 +119,17 @@ def _stacked(drawings: Sequence[tuple[str, str]], notices: Sequence[str]) -> str
     for notice in notices:
         lines, top = _lines(notice, top + 8)
         parts.append(lines)
-    words = html.escape(" ".join([*(sentence for _, sentence in drawings), *notices]), quote=True)
+    words = _xml(" ".join([*(sentence for _, sentence in drawings), *notices]))
     size = f'width="{widest:g}" height="{top + 8:g}" viewBox="0 0 {widest:g} {top + 8:g}"'
     back = '<rect width="100%" height="100%" fill="white"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{words}">{back}{"".join(parts)}</svg>'
     )
+
+
+def _xml(text: str) -> str:
+    """As text of an XML document, which knows no control characters."""
+    return html.escape("".join(sign if sign.isprintable() else "?" for sign in text), quote=True)
 
 
 def _lines(sentence: str, top: float) -> tuple[str, float]:
@@ -133,7 +138,7 @@ def _lines(sentence: str, top: float) -> tuple[str, float]:
     text = ""
     for line in textwrap.wrap(sentence, LINE):
         top += 16
-        text += f'<text x="10" y="{top:g}" {style}>{html.escape(line)}</text>'
+        text += f'<text x="10" y="{top:g}" {style}>{_xml(line)}</text>'
     return text, top + 16
 
 

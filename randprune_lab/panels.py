@@ -76,11 +76,12 @@ def derived(state: ExploreState, curve: KeepCurve) -> Table:
     """The numbers that follow from a state: what rules stays as it is, the rest is what it comes to."""
     keep, n = curve.keep, curve.histogram.size
     chosen = keep if state.randomness == "increase" else n - keep  # the C of sr * C
+    ratio = math.nextafter(curve.samples / chosen, math.inf) if chosen else 0.0  # a hair more: int(sr * C) is M again
     rules = state.randomness in RULES["sampling_ratio"]
     return {
         "samples": curve.samples,
         "power": curve.power,
-        "sampling_ratio": state.sampling_ratio if rules or not chosen else curve.samples / chosen,
+        "sampling_ratio": state.sampling_ratio if rules or not chosen else ratio,
         "target_ir": finite(curve.expected_ir),
         "reach": state.reach,
         "keep": keep,
@@ -144,19 +145,19 @@ def keep_curve(state: ExploreState, curve: KeepCurve) -> Table:
     chance = curve.keep_probability(magnitudes)
     at_tau = curve.keep_probability(tau)
     if curve.swapped == 0:
-        title, how = "Nothing is left to chance: the step of magnitude pruning", "the mask is the deterministic one"
+        title = "Nothing is left to chance: the step of magnitude pruning"
+        says = f"the {curve.keep:,} largest of {curve.histogram.size:,} weights are kept, down to tau = {tau:.4g}"
     else:
-        title, how = "Magnitude pruning is a step; chance makes it a slope", f"a weight at tau with {at_tau:.0%}"
+        title = "Magnitude pruning is a step; chance makes it a slope"
+        says = (
+            f"a weight at tau is kept with a chance of {at_tau:.0%}, and {curve.swapped:.2%} of the kept weights are "
+        )
+        says += "not those of the deterministic mask"
     draws = f"M = {curve.samples:,} masks added up, T = {curve.power:.4g}"
     return {
         "title": title,
         "badge": "predicted",
-        "sentence": (
-            f"With {draws}, weights are kept by chance: {how}; {curve.swapped:.2%} of the kept weights are not those "
-            f"of the deterministic mask, ir = {curve.expected_ir:.4g}."
-            if curve.swapped
-            else f"With {draws}, {how}: every weight from tau = {tau:.4g} on is kept, ir = 0."
-        ),
+        "sentence": f"With {draws}, {says}; ir = {curve.expected_ir:.4g}.",
         "low": low,
         "high": high,
         "tau": tau,
@@ -174,7 +175,7 @@ def _banners(state: ExploreState, curve: KeepCurve) -> list[str]:
         asked = state.sampling_ratio * (curve.histogram.size - curve.keep if pruned else curve.keep)
         if asked < 1:
             banners.append(f"sr asks for M = {asked:.2g}: M is at its floor of 1, and sr does not act here.")
-    if curve.samples in (1, 2) and curve.ties == "random":
+    if curve.samples in (1, 2) and curve.ties == "random" and curve.swapped > 0:
         banners.append("M = 1 and M = 2 are the same law: who is drawn by one of two goes in by the toss of a coin.")
     tied = curve.decided_by_ties
     if tied > 0.1:

@@ -130,7 +130,7 @@ def keep_curve_sentence(rows: Rows, tau: float, dots: Rows = ()) -> str:
         open_ = [row["magnitude"] for row in own if 0.1 < row["q"] < 0.9]
         where = f"from {min(open_):.4g} to {max(open_):.4g}" if open_ else "nowhere"
         parts.append(f"{name} {where}")
-    text = f"Magnitude pruning keeps all from tau = {tau:.4g} up."
+    text = f"Magnitude pruning keeps the largest weights, down to tau = {tau:.4g}."
     if parts:
         window = (
             f" In the window to {max(row['magnitude'] for row in rows):.4g}, a randomized mask keeps weights with a"
@@ -282,6 +282,8 @@ def _stacked(rows: Rows, unit: float) -> list[dict[str, Any]]:
     """Of each bin a bar for every fate that occurs, one upon the other; heights in weights per ``unit``."""
     bars = []
     for row in rows:
+        if row["high"] <= row["low"]:  # where float32 itself loses precision
+            continue
         base = 0.0
         for fate in FATES:
             height = row[fate] / (row["high"] - row["low"]) * unit

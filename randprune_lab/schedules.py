@@ -142,27 +142,29 @@ def power_for_ir(
         ir = KeepCurve.of(given, sparsity, samples=samples, power=power, reach=reach).expected_ir
         return math.log(max(ir, _NO_RANDOMNESS) / target_ir)
 
-    few_bins = histogram.coarse(9)
-    # ir is nearly proportional to 1/T: on a log scale, and with few bins, its root is soon found roughly.
-    rough = _rough_root(lambda power: gap(power, few_bins))
+    few_bins = histogram.coarse(8)
+    rough = _root(lambda power: gap(power, few_bins), accuracy=1e-4)
     for width in (0.002, 0.02) if rough else ():  # near it the search is short
         low, high = rough * (1 - width), rough * (1 + width)
         if gap(low) > 0 > gap(high):
-            return float(scipy.optimize.brentq(gap, low, high, rtol=1e-9))
+            return float(scipy.optimize.brentq(gap, low, high, rtol=1e-8))
     least, most = ir_range(histogram, sparsity, samples=samples, reach=reach)
     _check_reachable(target_ir, least, most, f"a power from 0 to {MAX_POWER:g}", "other samples")
     for power, ir in ((0.0, most), (MAX_POWER, least)):
         if math.isclose(ir, target_ir, rel_tol=1e-12):
             return power
-    return float(scipy.optimize.brentq(gap, 0.0, MAX_POWER, rtol=1e-9))
+    return _root(gap, accuracy=1e-9) or float(scipy.optimize.brentq(gap, 0.0, MAX_POWER, rtol=1e-9))
 
 
-def _rough_root(gap: Callable[[float], float]) -> float:
-    """Where ``gap`` falls through 0 between T = 0.01 and the greatest, to four digits; 0 if it does not there."""
+def _root(gap: Callable[[float], float], accuracy: float) -> float:
+    """Where ``gap`` falls through 0 between T = 0.01 and the greatest; 0 if it does not there.
+
+    ir is nearly proportional to 1/T: on a log scale the search is short.
+    """
     if not gap(0.01) > 0 > gap(MAX_POWER):
         return 0.0
     span = math.log(0.01), math.log(MAX_POWER)
-    return math.exp(scipy.optimize.brentq(lambda log: gap(math.exp(log)), *span, xtol=1e-4, rtol=1e-4))
+    return math.exp(scipy.optimize.brentq(lambda log: gap(math.exp(log)), *span, xtol=accuracy, rtol=accuracy))
 
 
 def ir_range(

@@ -22,7 +22,7 @@ from randprune_lab.events import RunStarted
 from randprune_lab.histogram import MagnitudeHistogram, check_weight
 from randprune_lab.masks import unpack
 from randprune_lab.models import prunable_weights, weight_files
-from randprune_lab.state import MOST_CANDIDATES
+from randprune_lab.state import MOST_CANDIDATES, SHARED
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # what safetensors calls them
 LAYERS_ALIKE = 4  # matrices that a block of a transformer has at least
@@ -79,7 +79,11 @@ class Source(Protocol):
     label: str
     kind: str
     tensors: dict[str, TensorInfo]
-    moments: tuple[Moment, ...]
+
+    @property
+    def moments(self) -> tuple[Moment, ...]:
+        """Of a run; nothing else has several."""
+        ...
 
     def read(self, name: str, stage: int, moment: str) -> Layer:
         """The weights of a tensor.
@@ -124,7 +128,19 @@ def open_source(model: nn.Module | Mapping[str, Tensor] | Tensor | str | Path) -
         is_run = (path / "events.jsonl").is_file()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error}). Pass a folder that you may read.") from error
-    return RunSource(path) if is_run else CheckpointSource(text)
+    if not is_run:
+        return CheckpointSource(text)
+    with _damage_told(path):
+        return RunSource(path)
+
+
+@contextlib.contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    """Files of a run that hold something else than a run wrote: whatever that leads to is said in one sentence."""
+    try:
+        yield
+    except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, StopIteration) as error:
+        raise ValueError(f"{folder}: files of this run are damaged ({error!r}). Restore them, or run anew.") from error
 
 
 class MemorySource:
@@ -191,6 +207,7 @@ class CheckpointSource:
         for file in weight_files(model):
             for name, shape in _floats_of(file):
                 self._files[name], shapes[name] = file, shape
+        shapes = {name: shapes[name] for name in sorted(shapes, key=_as_read)}
         prunable = prunable_names(shapes)
         self.tensors = {name: TensorInfo(name, shape, name in prunable) for name, shape in shapes.items()}
         _refuse_nothing(model, self.tensors)
@@ -222,34 +239,43 @@ class RunSource:
         self._folder = folder
         self.config = store.read_config(folder)
         started = next((event for event in store.story(folder) if isinstance(event, RunStarted)), None)
-        self._ends, self._masked = store.stage_checkpoints(folder)
-        if started is None or not self._ends:
+        ends, _ = store.stage_checkpoints(folder)
+        if started is None or not ends:
             raise ValueError(f"{folder}: this run has no weights to look at yet. Wait for its dense network.")
-        shapes = dict(_floats_of(next(iter(self._ends.values())), "model."))
+        shapes = dict(_floats_of(next(iter(ends.values())), "model."))
+        _refuse_nothing(str(folder), shapes)
         # Parameter order, not the file's: in global scope the tensors are one vector in that order.
         names = dict.fromkeys([*(name for name in started.prunable if name in shapes), *shapes])
         self.tensors = {name: TensorInfo(name, shapes[name], name in started.prunable) for name in names}
-        self.moments = tuple(self._moments())
 
-    def _moments(self) -> Iterator[Moment]:
-        last = len(self.config.stages)
+    @property
+    def moments(self) -> tuple[Moment, ...]:
+        """Those that the run has reached by now."""
+        (ends, masked), histograms = store.stage_checkpoints(self._folder), self._folder / "histograms"
+        last, found = len(self.config.stages), []
         for stage in range(1, last + 1):
-            if stage - 1 in self._ends or (self._folder / "histograms" / f"{stage - 1}.json").exists():
+            if stage - 1 in ends or (histograms / f"{stage - 1}.json").exists():
                 dense = " (the dense network)" if stage == 1 else ""
-                yield Moment(stage, "before", f"before mask {stage}{dense}")
-            if stage in self._masked or (self._folder / "histograms" / f"{stage}-masked.json").exists():
-                yield Moment(stage, "after", f"after mask {stage}, before fine-tuning")
-        if last in self._ends:
-            yield Moment(last + 1, "before", f"after stage {last}, finished")
+                found.append(Moment(stage, "before", f"before mask {stage}{dense}"))
+            if stage in masked or (histograms / f"{stage}-masked.json").exists():
+                found.append(Moment(stage, "after", f"after mask {stage}, before fine-tuning"))
+        if last in ends:
+            found.append(Moment(last + 1, "before", f"after stage {last}, finished"))
+        return tuple(found)
 
     def read(self, name: str, stage: int, moment: str) -> Layer:
         """Of a tensor that is pruned, with the mask of that moment."""
+        with _damage_told(self._folder):
+            return self._read(name, stage, moment)
+
+    def _read(self, name: str, stage: int, moment: str) -> Layer:
         if self.moments and (stage, moment) not in {(known.stage, known.moment) for known in self.moments}:
             known = ", ".join(f"stage {m.stage} {m.moment}" for m in self.moments)
             raise ValueError(f"stage = {stage}, moment = {moment!r}: this run has no such moment. Known: {known}.")
         pruned, masked = self.tensors[name].prunable, moment == "after"
-        start = self._ends.get(stage - 1)
-        if start is None or (masked and stage not in self._masked):
+        ends, masks = store.stage_checkpoints(self._folder)  # a run that goes on removes some
+        start = ends.get(stage - 1)
+        if start is None or (masked and stage not in masks):
             if not pruned:
                 raise ValueError("this run has not kept the weights of that stage (keep_stages = last).")
             recorded = store.read_histograms(self._folder, stage if masked else stage - 1, masked=masked)
@@ -257,19 +283,18 @@ class RunSource:
         (weight,) = _read(start, f"model.{name}")
         if not pruned:
             return Layer(weight)
-        (packed,) = _read(self._masked[stage] if masked else start, f"mask.{name}")
+        (packed,) = _read(masks[stage] if masked else start, f"mask.{name}")
         return Layer(weight, unpack(packed, weight.shape))
 
     def version(self, name: str) -> Hashable:
-        """A stage, once finished, does not change."""
-        return 0
+        """A stage, once finished, does not change; another run is another thing."""
+        return self.label
 
     def settings(self, stage: int) -> dict[str, Any]:
         """Those of the run's configuration."""
         config = self.config
         stage = min(stage, len(config.stages))
-        shared = ("scope", "randomness", "samples", "sampling_ratio", "power", "reach", "ties", "sampler", "seed")
-        settings = {name: getattr(config, name) for name in shared}
+        settings = {name: getattr(config, name) for name in SHARED}
         settings |= {"sparsity": config.stages[stage - 1], "candidates": min(config.candidates, MOST_CANDIDATES)}
         target = config.target_of(stage)
         return settings if target is None else {**settings, "target_ir": target}
@@ -299,6 +324,11 @@ def prunable_names(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     return set().union(*(names for prefix, names in stacks.items() if prefix not in wrappers)) or matrices
 
 
+def _as_read(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names as people do: layer.2 before layer.10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 def _floats_of(file: Path, prefix: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every floating-point tensor of a file that is not empty; only its header is read."""
     with _opened(file) as tensors:
@@ -317,6 +347,8 @@ def _read(file: Path, *names: str) -> list[Tensor]:
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     try:
+        if not file.is_file():
+            raise OSError("there is no regular file of this name")
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
@@ -331,6 +363,6 @@ def _stamp(file: Path) -> Hashable:
     return file, found.st_mtime_ns, found.st_size
 
 
-def _refuse_nothing(label: str, tensors: Mapping[str, TensorInfo]) -> None:
+def _refuse_nothing(label: str, tensors: Mapping[str, Any]) -> None:
     if not tensors:
         raise ValueError(f"{label}: holds no floating-point tensor. Pass a model with weights.")

@@ -32,9 +32,13 @@ from randprune_lab.schedules import STAGES
 MOMENTS = ("before", "after")
 SWEEPS = ("sampling_ratio", "samples", "power", "reach", "sparsity")
 MOST_CANDIDATES = 32  # drawn, compared and shown at a time
-LONGEST_QUERY = 32_000  # characters: room for two long names, percent-encoded
+LONGEST_REASON = 300  # characters of a notice
+LONGEST_QUERY = 120_000  # characters: room for two long names, percent-encoded
 
-Text = Annotated[str, Field(max_length=1000)]
+# Fields of the same meaning in RunConfig. (target_ir there may be one a stage, candidates may be more.)
+SHARED = ("scope", "randomness", "samples", "sampling_ratio", "power", "reach", "ties", "sampler", "seed")
+
+Text = Annotated[str, Field(max_length=4096)]
 Slot = Annotated[int, Field(ge=0, lt=MOST_CANDIDATES)]
 
 
@@ -124,9 +128,8 @@ class ExploreState(pydantic.BaseModel):
             except (pydantic.ValidationError, RecursionError) as error:
                 reason = str(error.errors()[0]["msg"]) if isinstance(error, pydantic.ValidationError) else "too deep"
                 default = cls.model_fields[name].default
-                notices.append(
-                    f"{name} = {_short(value)}: {reason.removeprefix('Value error, ')}; {default!r} is used instead."
-                )
+                reason = reason.removeprefix("Value error, ")[:LONGEST_REASON]
+                notices.append(f"{name} = {_short(value)}: {reason}; {default!r} is used instead.")
         return cls.model_validate(good), notices
 
     def to_query(self) -> str:
@@ -141,6 +144,8 @@ class ExploreState(pydantic.BaseModel):
     @classmethod
     def from_query(cls, query: str) -> tuple[Self, list[str]]:
         """The state of a URL's query, and notices of what in it is not allowed; never an error, whatever it holds."""
+        if not isinstance(query, str):
+            return cls(), [f"a query of type {type(query).__name__}: must be text; it is ignored."]
         if len(query) > LONGEST_QUERY:
             return cls(), [
                 f"a query of {len(query):,} characters is too long: at most {LONGEST_QUERY:,}; it is ignored."
@@ -164,7 +169,7 @@ class ExploreState(pydantic.BaseModel):
         """
         check_option("preset", preset, STAGES)
         before = tuple(stage for stage in STAGES[preset] if stage < self.sparsity)
-        shared = {name: getattr(self, name) for name in RunConfig.model_fields if name in _SHARED}
+        shared = {name: getattr(self, name) for name in (*SHARED, "candidates")}
         if self.randomness == "target_ir":
             shared["ties"] = "random"  # the power for an ir is known for them only
         target = self.target_ir if self.randomness == "target_ir" else None
@@ -186,20 +191,6 @@ class ExploreState(pydantic.BaseModel):
             for name, field in type(self).model_fields.items()
             if getattr(self, name) != field.default
         }
-
-
-_SHARED = (
-    "scope",
-    "randomness",
-    "samples",
-    "sampling_ratio",
-    "power",
-    "reach",
-    "ties",
-    "sampler",
-    "candidates",
-    "seed",
-)
 
 
 def _short(value: Any) -> str:

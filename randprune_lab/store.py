@@ -46,7 +46,7 @@ from randprune_lab.events import (
     Warned,
     from_json,
 )
-from randprune_lab.histogram import MagnitudeHistogram
+from randprune_lab.histogram import INFINITY_BIN, MagnitudeHistogram
 from randprune_lab.masks import unpack
 
 BOUNDARIES = ("scoring", "finished")  # phases whose checkpoints lie between two stages
@@ -345,16 +345,27 @@ def read_histograms(folder: str | Path, stage: int, *, masked: bool = False) -> 
     """
     path = Path(folder) / "histograms" / f"{stage}{'-masked' * masked}.json"
     try:
-        return {
-            name: MagnitudeHistogram(
-                np.array([int(place) for place in record["counts"]], dtype=np.int64),
-                np.array(list(record["counts"].values()), dtype=np.int64),
-                int(record["size"]),
-            )
-            for name, record in json.loads(path.read_text(encoding="utf-8")).items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error!r}). Choose a stage that the run has reached.") from error
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}). Choose a stage that the run has reached.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is damaged ({error!r}). Restore it, or run anew.") from error
+    try:
+        return {name: _recorded(record) for name, record in records.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: holds no histograms as this version records them ({error!r}). Restore it, or run anew."
+        ) from error
+
+
+def _recorded(record: Mapping[str, Any]) -> MagnitudeHistogram:
+    bins = np.array([int(place) for place in record["counts"]], dtype=np.int64)
+    counts = np.array(list(record["counts"].values()), dtype=np.int64)
+    size = int(record["size"])
+    rising = bool((np.diff(bins) > 0).all() and (bins > 0).all() and (bins < INFINITY_BIN).all())
+    if not rising or (counts < 1).any() or not 0 < counts.sum() <= size <= 2**40:
+        raise ValueError("bins must rise, counts be positive and not more than the size")
+    return MagnitudeHistogram(bins, counts, size)
 
 
 def stage_checkpoints(folder: str | Path) -> tuple[dict[int, Path], dict[int, Path]]:

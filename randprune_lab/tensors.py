@@ -100,10 +100,14 @@ def _row(weights: Weights, info: TensorInfo, state: ExploreState, whole: KeepCur
 
 def _share_of(histogram: MagnitudeHistogram, curve: KeepCurve) -> tuple[float, float]:
     """Ir and swapped to expect of one tensor's part in the masks of all (Eq. 1, restricted to it)."""
-    chance, above = curve.keep_probability(histogram.magnitudes), histogram.magnitudes >= curve.threshold
-    kept, swapped_in = int(histogram.counts[above].sum()), float((histogram.counts * chance)[~above].sum())
-    rest = histogram.size - kept - swapped_in
-    return (swapped_in / rest if rest else 0.0), swapped_in / max(kept, 1)
+    chance = curve.keep_probability(histogram.magnitudes)
+    # Of tau's bin the plain mask keeps a share: in which tensors, decides their order; here it is the same in all.
+    plain = curve.histogram.largest(curve.keep).at(histogram.bins)
+    kept = float((histogram.counts * chance).sum())
+    pruned = histogram.size - float((histogram.counts * plain).sum())
+    swapped_in = float((histogram.counts * (1 - plain) * chance).sum())
+    ir = swapped_in / (pruned - swapped_in) if pruned > swapped_in else 0.0
+    return ir, swapped_in / kept if kept else 0.0
 
 
 def row_table(row: TensorRow) -> Table:

@@ -136,7 +136,7 @@ def print_runs(
         say("One seed, an illustration: `randprune bench --claims` runs ten.")
 
 
-def print_tensors(model: str, state: ExploreState, rows: Iterable[TensorRow], *, draws: int) -> None:
+def print_tensors(model: str, state: ExploreState, rows: Sequence[TensorRow], *, draws: int) -> None:
     """The matrices of a checkpoint."""
     aimed = state.randomness == "target_ir"
     how = f"target ir = {state.target_ir:g}" if aimed else f"T = {state.power:g}"
@@ -145,6 +145,7 @@ def print_tensors(model: str, state: ExploreState, rows: Iterable[TensorRow], *,
     title += ", all prunable tensors as one" if state.scope == "global" else ""
     columns = ["tensor", "weights", "tau", "near tau", "M", *["T"] * aimed, "ir", "swapped"]
     columns += ["ir drawn"] * bool(draws)
+    shown = [row for row in rows if row.problem is None]
     cells = [
         [
             row.name,
@@ -157,7 +158,7 @@ def print_tensors(model: str, state: ExploreState, rows: Iterable[TensorRow], *,
             f"{row.swapped:.2%}",
             *([_mean_and_spread(row.drawn_ir)] if draws else []),
         ]
-        for row in rows
+        for row in shown
     ]
     print_table(title, columns, cells)
     say(
@@ -165,9 +166,14 @@ def print_tensors(model: str, state: ExploreState, rows: Iterable[TensorRow], *,
         "M: masks drawn and added up. ir, swapped: expected, in closed form."
         + (f" ir drawn: of {draws} masks, mean ± standard deviation." if draws else "")
     )
+    for row in rows:
+        if row.problem is not None:
+            say(f"not shown: {row.problem}")
 
 
 def _mean_and_spread(values: tuple[float, ...]) -> str:
+    if not values:  # in global scope
+        return "-"
     if math.inf in values:
         return "inf"
     mean = f"{statistics.mean(values):.5f}"

@@ -26,7 +26,7 @@ class Weights:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._histograms: dict[Hashable, MagnitudeHistogram] = {}
+        self._histograms: dict[Hashable, tuple[Hashable, MagnitudeHistogram]] = {}
         self._layer: tuple[Hashable, Layer] | None = None
 
     def histogram(self, state: ExploreState) -> MagnitudeHistogram:
@@ -68,14 +68,16 @@ class Weights:
 
         return self._known((name, state.stage, state.moment, self.source.version(name)), work_out)
 
-    def _known(self, key: Hashable, work_out: Callable[[], MagnitudeHistogram]) -> MagnitudeHistogram:
-        found = self._histograms.get(key)
-        if found is None:
-            found = work_out()
+    def _known(self, key: tuple[Hashable, ...], work_out: Callable[[], MagnitudeHistogram]) -> MagnitudeHistogram:
+        """``key`` is what it is of, and at last its version: an older version goes."""
+        what, version = key[:-1], key[-1]
+        found = self._histograms.get(what)
+        if found is None or found[0] != version:
+            found = version, work_out()
             while len(self._histograms) >= HISTOGRAMS_KEPT:
                 self._histograms.pop(next(iter(self._histograms)), None)
-            self._histograms[key] = found
-        return found
+            self._histograms[what] = found
+        return found[1]
 
     def read(self, name: str, state: ExploreState) -> Layer:
         """The weights; those of one tensor stay in memory, the last that was read."""

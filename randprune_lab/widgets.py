@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ from torch import Tensor, nn
 
 from randprune_lab.explorer import Explorer, controls_table, empty_quick, no_slow_parts
 from randprune_lab.page import still_picture
+from randprune_lab.panels import Table
 from randprune_lab.sources import open_source
 from randprune_lab.state import ExploreState
 from randprune_lab.tensors import TensorRow
 
-REST = (
-    0.06  # seconds without a new question after which the slow parts begin: the quick ones have the machine till then
-)
+LOOK_AGAIN = 1.0  # seconds after which the worker looks whether its panel is still there
+REST = 0.06  # seconds without a new question after which the slow parts begin; till then the quick ones go first
 PARTS = ("controls", "source", "quick", "sweep", "candidates", "table")
 MICROSCOPE = Path(__file__).with_name("microscope.js")
 ADAPTER = """
@@ -91,7 +93,7 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
         self._shown = state
         self._seq = time.time_ns() // 1_000_000  # a restarted kernel counts on
         super().__init__()
-        self._worker = threading.Thread(target=self._work, daemon=True, name="randprune-explore")
+        self._worker = threading.Thread(target=_work, args=(weakref.ref(self),), daemon=True, name="randprune-explore")
         self.part_controls = {"kind": "controls", "controls": controls_table()}
         self._show(state, fresh=True)
         self._worker.start()
@@ -132,6 +134,12 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
         words = " ".join(said or [notice["text"] for notice in quick["notices"]])
         return {**data, "image/svg+xml": self.still(masks=False), "text/plain": words}, metadata
 
+    def refresh(self) -> None:
+        """Read the model anew, after its files have changed or have come; then show it again."""
+        with self._lock:
+            self._opened = None
+            self._show(self.state)
+
     def copy_code(self) -> str:
         """Python that shows this panel again; the button of the same name puts it on the clipboard."""
         return self.state.to_code(None if self._object is None else "model")
@@ -150,14 +158,15 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
 
     def _open(self, model: str) -> bool:
         """Open what the state names, unless it is open already; whether it was opened just now."""
-        if self._explorer is not None and (self._object is not None or self._opened == model):
-            return False
+        known = self._opened is not None and (self._object is not None or self._opened == model)
+        if known and (self._explorer is not None or not os.path.exists(model)):
+            return False  # what is not there is not asked of the Hub at every move of a slider: ``refresh`` does
         self._opened, self._known = model, {}
         try:
             self._explorer, self._problem = Explorer(open_source(model if self._object is None else self._object)), ""
             self.part_source = {"kind": "source", **self._explorer.describe()}
-        except ValueError as error:
-            self._explorer, self._problem = None, str(error)
+        except Exception as error:  # somebody else's model: whatever it is, it must not end the panel
+            self._explorer, self._problem = None, _words(error)
             self.part_source = {"kind": "source", "model": model, "source_kind": "", "tensors": [], "moments": []}
         for name, part in no_slow_parts().items():
             setattr(self, f"part_{name}", {"kind": name, "seq": self._seq, **part})
@@ -175,11 +184,7 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
                 fresh = True
                 if state.model != self._shown.model and state.tensor not in self._names():
                     state = state.but(tensor="")  # it was of the model before
-            if self._explorer is None:
-                quick = empty_quick(state, self._problem)
-            else:
-                state = self._explorer.start(state) if fresh else self._explorer.placed(state)
-                quick = self._explorer.quick(state)
+            state, quick = self._quick(state, fresh=fresh)
             quick["code"] = state.to_code(None if self._object is None else "model")
             quick["notices"] += [{"kind": "warning", "text": text} for text in notices]
             self._seq += 1
@@ -195,6 +200,15 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
                 value = getattr(self.state, name)
                 if getattr(self, name) != value:
                     setattr(self, name, value)
+
+    def _quick(self, state: ExploreState, *, fresh: bool) -> tuple[ExploreState, Table]:
+        if self._explorer is None:
+            return state, empty_quick(state, self._problem)
+        try:
+            state = self._explorer.start(state) if fresh else self._explorer.placed(state)
+            return state, self._explorer.quick(state)
+        except Exception as error:  # out of memory, say: it must not end the panel
+            return state, empty_quick(state, _words(error))
 
     @traitlets.observe("state", *ExploreState.model_fields)
     def _changed_from_python(self, change: Any) -> None:
@@ -222,36 +236,56 @@ class ExplorePanel(anywidget.AnyWidget, _Settings):  # type: ignore[misc]
                 if self._explorer is not None:
                     state = self._explorer.follow(self.state, state)
                     state = self._explorer.dragged(state, drag["rule"], float(drag["magnitude"])) if drag else state
-            except (ValueError, TypeError, KeyError) as error:
-                notices.append(f"drag = {drag!r}: {error}")
+            except Exception as error:  # a question must have an answer
+                notices.append(f"drag = {str(drag)[:100]}: {_words(error)}")
             self._show(state, answers=seq, notices=tuple(notices))
 
-    def _work(self) -> None:
-        """The slow parts of the newest state, for as long as no newer one comes."""
-        while not self._closed:
-            with self._news:
-                while self._wanted is None and not self._closed:
-                    self._news.wait()
-                state = self._wanted
-                if self._news.wait(REST) or state is None:  # a newer one came meanwhile
-                    continue
-                self._wanted = None
-            try:
-                self._work_on(state)
-            except Exception as error:  # whatever it is, it must not end the panel
-                self.part_table = {**self.part_table, "kind": "table", "problem": repr(error)}
+    def _next(self) -> ExploreState | None:
+        """Wait for a state that nothing newer has followed for a while; None: look again."""
+        with self._news:
+            if self._wanted is None and not self._closed:
+                self._news.wait(LOOK_AGAIN)
+            state = self._wanted
+            if state is None or self._news.wait(REST):  # a newer one came meanwhile
+                return None
+            self._wanted = None
+            return state
 
     def _work_on(self, state: ExploreState) -> None:
         explorer = self._explorer
-        for name, part in explorer.slow_parts(state, self._known) if explorer else ():
-            if self._wanted is not None or self._closed or explorer is not self._explorer:
-                return
-            self._known.pop(name, None)
-            if part.get("done") == part.get("total"):  # also where it has neither: it is whole
-                self._known[name] = part["key"]
+        try:
+            for name, part in explorer.slow_parts(state, self._known) if explorer else ():
+                with self._lock:
+                    if self._wanted is not None or self._closed or explorer is not self._explorer:
+                        return
+                    self._known.pop(name, None)
+                    if part.get("done") == part.get("total"):  # also where it has neither: it is whole
+                        self._known[name] = part["key"]
+                    self._seq += 1
+                    setattr(self, f"part_{name}", {"kind": name, "seq": self._seq, **part})
+        except Exception as error:  # out of memory, say: it must not end the panel
             with self._lock:
+                said = [*self.part_quick["notices"], {"kind": "error", "text": _words(error)}]
                 self._seq += 1
-                setattr(self, f"part_{name}", {"kind": name, "seq": self._seq, **part})
+                self.part_quick = {**self.part_quick, "seq": self._seq, "answers": None, "notices": said}
+
+
+def _work(panel: weakref.ref[ExplorePanel]) -> None:
+    """The slow parts of the newest state, for as long as somebody holds the panel."""
+    while True:
+        held = panel()
+        if held is None or held._closed:
+            return
+        state = held._next()
+        if state is not None:
+            held._work_on(state)
+        del held
+
+
+def _words(error: Exception) -> str:
+    """An error that nobody foresaw, in one line."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}. Try other settings."
 
 
 def explore(

@@ -5,12 +5,15 @@ import itertools
 import json
 import math
 import re
+import sys
+import threading
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import reference
 import torch
+from safetensors.torch import save_file
 from small import boundary_file, conv_model, go_on, read_tensors, tiny, tiny_model, tiny_parts, tiny_task, unpacked
 from torch import nn
 
@@ -20,6 +23,7 @@ from randprune_lab.config import RANDOMNESS, SCOPES
 from randprune_lab.events import CandidateScored, MaskChosen, StageStarted
 from randprune_lab.explorer import empty_quick
 from randprune_lab.masks import flatten, stage_masks
+from randprune_lab.page import still_picture
 from randprune_lab.state import SWEEPS
 
 FIXED = {"randomness": "fixed", "samples": 3}
@@ -745,3 +749,80 @@ def test_panels_are_those_of_the_histogram():
     assert found.size == both.size
     assert explorer.quick(state)["derived"]["n"] == both.size
     assert explorer.quick(state.but(tensor="embed.weight"))["derived"]["n"] == 600
+
+
+# ---- what a review and an attack found
+
+
+def test_masks_asked_for_by_several_threads_are_of_the_right_tensor():
+    tensors = {name: normal(48, 48, seed=place) for place, name in enumerate(("a.weight", "b.weight"))}
+    explorer, state = opened(tensors)
+    expected = {name: explorer.mask(state.but(tensor=name), 1) for name in tensors}
+    assert not torch.equal(*expected.values())
+    wrong = []
+
+    def ask(name):
+        for _ in range(60):
+            if not torch.equal(explorer.mask(state.but(tensor=name), 1), expected[name]):
+                wrong.append(name)
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in (*tensors, *tensors)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_tensor_alone_in_global_scope_has_the_numbers_of_layer_scope(dtype):
+    """Ties at tau (bfloat16 has thousands) are shared out alike in both."""
+    explorer, state = opened({"layer.weight": normal(128, 128, dtype=dtype)}, randomness="fixed", samples=4)
+    (layer,), (whole,) = list(explorer.rows(state)), list(explorer.rows(state.but(scope="global")))
+    assert whole.expected_ir == pytest.approx(layer.expected_ir, rel=1e-3)
+    assert whole.swapped == pytest.approx(layer.swapped, rel=1e-3)
+
+
+def test_a_tensor_s_share_of_the_global_masks_is_what_draws_give():
+    """Twelve masks; the mean lies within 5 % (standard error below 0.5 %)."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"a.weight": torch.randn(256, 256, generator=generator)}
+    tensors["b.weight"] = 0.42 * torch.randn(256, 256, generator=generator)
+    explorer, state = opened(tensors, scope="global", randomness="fixed", samples=1, power=1.0)
+    plain = torch.split(explorer.mask(state, 0), 256 * 256)
+    rows = {row.name: row for row in explorer.rows(state)}
+    for place, name in enumerate(tensors):
+        masks = [torch.split(explorer.mask(state, number), 256 * 256)[place] for number in range(1, 13)]
+        drawn = [float((mask & ~plain[place]).sum() / mask.sum()) for mask in masks]
+        assert rows[name].swapped == pytest.approx(np.mean(drawn), rel=0.05)
+
+
+def test_what_may_differ_from_a_run_is_said(tmp_path):
+    weight = normal(40, 40)
+    weight[:3] = 0
+    explorer, state = opened({"layer.weight": weight})
+    assert any("120 weights are 0" in notice["text"] for notice in explorer.quick(state)["notices"])
+    save_file({"layer.weight": normal(40, 40)}, tmp_path / "model.safetensors")
+    explorer, state = opened(tmp_path, scope="global")
+    assert any("order" in notice["text"] for notice in explorer.quick(state)["notices"])
+    assert not explorer.quick(state.but(scope="layer"))["notices"]
+
+
+def test_a_ratio_that_follows_gives_the_same_samples_again():
+    for samples in (1, 3, 237, 999):
+        explorer, state = opened({"layer.weight": normal(100, 10)}, randomness="fixed", samples=samples)
+        derived = explorer.quick(state)["derived"]
+        again = explorer.quick(state.but(randomness="decrease", sampling_ratio=derived["sampling_ratio"]))["derived"]
+        assert again["samples"] == samples
+
+
+@pytest.mark.parametrize("magnitude", [1e-45, 1e-300])
+def test_underflowing_weights_have_a_still_picture(magnitude):
+    explorer, state = opened({"layer.weight": torch.full((64, 64), magnitude, dtype=torch.float64)}, sparsity=0.5)
+    view = {"quick": explorer.quick(state), **dict(explorer.slow_parts(state))}
+    assert still_picture(view).startswith("<svg")

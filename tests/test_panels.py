@@ -236,10 +236,11 @@ def test_sentence_of_panel_2(name, how):
     sentence, title = (panels.keep_curve(state, curve)[part] for part in ("sentence", "title"))
     assert sentence.startswith(f"With M = {curve.samples:,} masks added up, T = {curve.power:.4g}")
     if curve.swapped == 0:
-        assert sentence.endswith(f"every weight from tau = {curve.threshold:.4g} on is kept, ir = 0.")
+        kept = f"the {curve.keep:,} largest of {weight.numel():,} weights are kept"
+        assert sentence.endswith(f"{kept}, down to tau = {curve.threshold:.4g}; ir = 0.")
         assert "Nothing is left to chance" in title
     else:
-        at_tau, swapped, ir = re.search(r"a weight at tau with (\d+)%; (\S+)% of .*, ir = (\S+)\.$", sentence).groups()
+        at_tau, swapped, ir = re.search(r"chance of (\d+)%, and (\S+)% of .*; ir = (\S+)\.$", sentence).groups()
         assert float(at_tau) / 100 == pytest.approx(curve.keep_probability(curve.threshold), abs=0.0051)
         assert float(swapped) / 100 == pytest.approx(curve.swapped, abs=6e-5)
         assert float(ir) == pytest.approx(curve.expected_ir, rel=1e-3)

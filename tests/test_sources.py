@@ -1,6 +1,7 @@
 """Where weights come from: memory, safetensors, every moment of a run. Nothing is read before it is asked for."""
 
 import json
+import os
 import shutil
 from collections import OrderedDict
 
@@ -605,3 +606,59 @@ def test_include_and_exclude_of_a_run_say_what_is_prunable(tmp_path):
     layer = source.read("5.weight", 2, "after")
     assert layer.alive is None
     assert MagnitudeHistogram.of(layer.weight).alive == 36
+
+
+# ---- what an attack found
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("prunable", 5), ("prunable", None), ("prunable", [[1]])], ids=["5", "none", "list"]
+)
+def test_damaged_events_of_a_run_are_told(tmp_path, field, value):
+    go_on(tmp_path, tiny(), **tiny_parts())
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    (tmp_path / "events.jsonl").write_text(
+        "\n".join([json.dumps(json.loads(lines[0]) | {field: value}), *lines[1:]]) + "\n"
+    )
+    with pytest.raises(ValueError, match="damaged"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[" * 100_000,
+        '{"0.weight": {}}',
+        '{"0.weight": {"size": 9, "counts": {"5": 1e300}}}',
+        '{"0.weight": {"size": 9, "counts": {"7": 1, "5": 1}}}',
+        '{"0.weight": {"size": 9, "counts": {"5": -3}}}',
+        '{"0.weight": {"size": 1, "counts": {"5": 3}}}',
+        '{"0.weight": {"-20": 3}}',
+    ],
+)
+def test_damaged_or_old_histograms_are_told(tmp_path, content):
+    go_on(tmp_path, tiny(keep_stages="last", stages=(0.3, 0.6, 0.9)), **tiny_parts())
+    source = open_source(tmp_path)
+    (tmp_path / "histograms" / "1.json").write_text(content)
+    with pytest.raises(ValueError, match="Restore"):
+        source.read("0.weight", 2, "before")
+
+
+def test_a_run_that_goes_on_while_it_is_looked_at(tmp_path):
+    """Checkpoints go and come; what was open stays readable, and new moments appear."""
+    config = tiny(keep_stages="last", stages=(0.3, 0.6, 0.9))
+    stop_after(tmp_path, config, 12, **tiny_parts())
+    source = open_source(tmp_path)
+    before = source.moments
+    go_on(tmp_path, config, **tiny_parts())
+    assert set(before) < set(source.moments)
+    for moment in source.moments:
+        layer = source.read("0.weight", moment.stage, moment.moment)
+        assert layer.histogram().alive > 0
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="regular file"):
+        open_source(tmp_path)

@@ -517,10 +517,10 @@ def test_an_error_of_the_work_ends_neither_thread_nor_panel(panels, monkeypatch)
 
     monkeypatch.setattr(explorer.Explorer, "slow_parts", broken)
     panel = panels(tensors(), seed=1)
-    wait_until(lambda: "out of memory" in panel.part_table.get("problem", ""))
+    wait_until(lambda: any("out of memory" in notice["text"] for notice in panel.part_quick["notices"]))
     panel.seed = 2
     wait_until(lambda: rests(panel))
-    assert not panel.part_table.get("problem")
+    assert not panel.part_quick["notices"]
 
 
 def threads():
