@@ -359,7 +359,7 @@ EMPTY = {
     "one rung": (charts.ladder_chart, [LADDER[:1]], "no stage is finished"),
     "loss": (charts.loss_chart, [[]], "no epoch is finished"),
     "threshold": (pictures.threshold_chart, [[], []], "No sparsity"),
-    "curves": (pictures.keep_curve_chart, [[], 0.1], "from tau = 0.1 up"),
+    "curves": (pictures.keep_curve_chart, [[], 0.1], "down to tau = 0.1"),
     "ir": (pictures.ir_chart, [[]], "No sampling ratio"),
     "sweep": (pictures.sweep_chart, [[], "power T", False, POINT], "an ir of 0.011"),
     "microscope": (pictures.microscope_chart, [[], 0.1], "No weight lies in the window"),
