@@ -12,6 +12,14 @@ import pytest
 from filelock import FileLock, ReadWriteLock
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What tests measured (``record_property("measured", text)``), whichever worker they ran in."""
+    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
+        for name, text in report.user_properties if report.when == "call" else ():
+            if name == "measured":
+                terminalreporter.write_line(text)
+
+
 @pytest.fixture(autouse=True)
 def share_the_machine(request, tmp_path_factory):
     """A test marked ``alone`` measures how fast something is: those of the other workers wait meanwhile."""
