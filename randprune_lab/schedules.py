@@ -138,33 +138,37 @@ def power_for_ir(
     histogram = _histogram(weight_or_histogram)
 
     @functools.cache
-    def gap(power: float, given: MagnitudeHistogram = histogram) -> float:
-        ir = KeepCurve.of(given, sparsity, samples=samples, power=power, reach=reach).expected_ir
+    def gap(power: float) -> float:
+        ir = KeepCurve.of(histogram, sparsity, samples=samples, power=power, reach=reach).expected_ir
         return math.log(max(ir, _NO_RANDOMNESS) / target_ir)
 
-    few_bins = histogram.coarse(8)
-    rough = _root(lambda power: gap(power, few_bins), accuracy=1e-4)
-    for width in (0.002, 0.02) if rough else ():  # near it the search is short
-        low, high = rough * (1 - width), rough * (1 + width)
-        if gap(low) > 0 > gap(high):
-            return float(scipy.optimize.brentq(gap, low, high, rtol=1e-8))
+    power = _soon_found(gap)
+    if power is not None:
+        return power
     least, most = ir_range(histogram, sparsity, samples=samples, reach=reach)
     _check_reachable(target_ir, least, most, f"a power from 0 to {MAX_POWER:g}", "other samples")
     for power, ir in ((0.0, most), (MAX_POWER, least)):
         if math.isclose(ir, target_ir, rel_tol=1e-12):
             return power
-    return _root(gap, accuracy=1e-9) or float(scipy.optimize.brentq(gap, 0.0, MAX_POWER, rtol=1e-9))
+    return float(scipy.optimize.brentq(gap, 0.0, MAX_POWER, rtol=1e-9))
 
 
-def _root(gap: Callable[[float], float], accuracy: float) -> float:
-    """Where ``gap`` falls through 0 between T = 0.01 and the greatest; 0 if it does not there.
+def _soon_found(gap: Callable[[float], float]) -> float | None:
+    """Where ``gap``, the log of ir over its target, is 0; None if some steps of the secant method do not lead there.
 
-    ir is nearly proportional to 1/T: on a log scale the search is short.
+    ir is nearly proportional to 1/T: on log scales the method needs about five steps.
     """
-    if not gap(0.01) > 0 > gap(MAX_POWER):
-        return 0.0
-    span = math.log(0.01), math.log(MAX_POWER)
-    return math.exp(scipy.optimize.brentq(lambda log: gap(math.exp(log)), *span, xtol=accuracy, rtol=accuracy))
+
+    def at(log_power: float) -> float:
+        return gap(math.exp(min(max(log_power, math.log(0.01)), math.log(MAX_POWER))))
+
+    start = math.log(5.0)
+    try:
+        root = scipy.optimize.newton(at, start, x1=start + at(start), tol=1e-9, maxiter=12)
+        found = math.exp(root)
+    except (RuntimeError, ValueError, OverflowError):  # it went astray
+        return None
+    return found if 0.01 <= found <= MAX_POWER and abs(at(root)) < 1e-8 else None
 
 
 def ir_range(
