@@ -28,9 +28,12 @@ def write_page(path: str | Path, explorer: Explorer, state: ExploreState) -> Pat
     Sliders rest; tensors, masks and pairs of masks can be chosen.
 
     Raises:
-        ValueError: the weights cannot be read.
+        ValueError: the weights cannot be read, or ``path`` cannot be a file.
         OSError: the file cannot be written.
     """
+    target = Path(path)
+    if target.is_dir() or any(parent.is_file() for parent in target.absolute().parents):
+        raise ValueError(f"{target}: no file can be written there. Name a file in a folder.")
     first = explorer.quick(state)
     if first["microscope"] is None:
         raise ValueError(" ".join(notice["text"] for notice in first["notices"]))
@@ -54,7 +57,6 @@ def write_page(path: str | Path, explorer: Explorer, state: ExploreState) -> Pat
         module=MICROSCOPE.read_text(encoding="utf-8").replace("</script", "<\\/script"),
         still=still_picture(views[state.tensor]),
     )
-    target = Path(path)
     write_atomically(target, page.encode(errors="replace"))
     return target
 

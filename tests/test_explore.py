@@ -347,3 +347,12 @@ def test_infinite_randomness_is_shown(tmp_path, command):
     assert "inf" in out
     code, out, _ = command(*arguments, "--json")
     assert None in json.loads(out, parse_constant=lambda _: pytest.fail("no JSON"))["tensors"][0]["drawn_ir"]
+
+
+@pytest.mark.parametrize("place", [".", "file/page.html"])
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(place, checkpoint, command, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("explore", checkpoint[0], "--html", place)
+    assert (code, out) == (2, "")
+    assert "Name a file in a folder" in err
