@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     )
     from randprune_lab.schedules import cubic_stages, power_for_ir, samples_for_ir, samples_for_ratio
     from randprune_lab.sources import open_source
+    from randprune_lab.splits import Split, Task
     from randprune_lab.state import ExploreState
     from randprune_lab.store import last_checkpoint, record, story
-    from randprune_lab.tasks import Split, Task
     from randprune_lab.widgets import explore
 
 # Loaded on first use: the command line sets OMP_WAIT_POLICY before torch is imported, and ``--help`` need not wait.
@@ -43,8 +43,8 @@ _ROOMS = {
     "open_source": "sources",
     "explore": "widgets",
     "prune": "engine",
-    "Split": "tasks",
-    "Task": "tasks",
+    "Split": "splits",
+    "Task": "splits",
     "record": "store",
     "last_checkpoint": "store",
     "story": "store",

@@ -260,7 +260,7 @@ def claims_table(
 def _accuracies(job: tuple[tuple[int, int, str], RunConfig]) -> tuple[tuple[int, int, str], list[float]]:
     """Test accuracy after each stage of one run, in a process of its own."""
     key, config = job
-    return key, [event.test.accuracy for event in prune(config) if isinstance(event, StageFinished)]
+    return key, [event.test.metric for event in prune(config) if isinstance(event, StageFinished)]
 
 
 def _mean_and_half_width(differences: NDArray[np.float64]) -> tuple[float, float]:

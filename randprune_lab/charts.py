@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import altair as alt
 
-from randprune_lab import store
+from randprune_lab.files import write_atomically
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
 COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#8A6D00", "#000000")  # by run; readable on white, colour blind or not
@@ -47,14 +47,14 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
 
 def save_svg(chart: alt.TopLevelMixin, path: str | Path) -> None:
     """Write ``to_svg`` of a chart; offline."""
-    store.write_atomically(Path(path), to_svg(chart))
+    write_atomically(Path(path), to_svg(chart))
 
 
 def save_png(chart: alt.TopLevelMixin, path: str | Path, scale: float = 2) -> None:
     """Write a chart as PNG, ``scale`` pixels for each of its own; offline."""
     written = io.BytesIO()
     chart.save(written, format="png", scale_factor=scale)
-    store.write_atomically(Path(path), written.getvalue())
+    write_atomically(Path(path), written.getvalue())
 
 
 def accuracy(value: float) -> str:
@@ -80,7 +80,7 @@ def accuracy_chart(rows: Rows, dense: float | None = None) -> alt.LayerChart:
     points = _side_by_side(rows, runs)
     bars = [point for point in points if point.get("low") is not None]
     test = f"test accuracy (%){', mean and 95 % interval' if bars else ''}"
-    y = alt.Y("accuracy:Q", title=test, scale=alt.Scale(zero=False), axis=percent_axis())
+    y = alt.Y("score:Q", title=test, scale=alt.Scale(zero=False), axis=percent_axis())
     lines = of_rows(points).encode(
         x=_compressions(steps),
         y=y,
@@ -96,7 +96,7 @@ def accuracy_chart(rows: Rows, dense: float | None = None) -> alt.LayerChart:
         bar = lines.mark_errorbar(ticks={"size": 9}, thickness=1.5)
         layers.append(bar.encode(y=alt.Y("low:Q", title=test), y2="high:Q").properties(data=of_rows(bars).data))
     if dense is not None:
-        rule = of_rows([{"accuracy": dense, "text": ["dense", accuracy(dense)]}]).encode(y="accuracy:Q")
+        rule = of_rows([{"score": dense, "text": ["dense", accuracy(dense)]}]).encode(y="score:Q")
         layers[:0] = [
             rule.mark_rule(color=GREY, strokeDash=[1, 3]),
             rule.mark_text(color=GREY, align="left", dx=5, x=WIDTH).encode(text="text:N"),
@@ -133,7 +133,7 @@ def _compressions(steps: Sequence[float]) -> alt.X:
 
 def _measured(row: Row) -> str:
     """An accuracy, with what is known of its spread."""
-    text = accuracy(row["accuracy"])
+    text = accuracy(row["score"])
     if "seeds" not in row:
         return text
     if row["low"] is None:
@@ -155,14 +155,14 @@ def candidates_chart(rows: Rows) -> alt.LayerChart:
         rows: stage, candidate (0 is the plain mask), accuracy (in [0, 1] or None), winner (bool).
     """
     kinds = [PLAIN, RANDOM, WINNER]
-    scored = [row for row in rows if row["accuracy"] is not None]
+    scored = [row for row in rows if row["score"] is not None]
     marks = [{**row, "kind": RANDOM if row["candidate"] else PLAIN} for row in scored]
     marks += [{**row, "kind": WINNER} for row in scored if row["winner"]]
     within = "stage; within it the candidates 0, 1, 2, ... from left to right"
     points = of_rows(marks).encode(
         x=alt.X("stage:O", title=within, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("candidate:O"),
-        y=alt.Y("accuracy:Q", title="accuracy that decides (%)", scale=alt.Scale(zero=False), axis=percent_axis()),
+        y=alt.Y("score:Q", title="accuracy that decides (%)", scale=alt.Scale(zero=False), axis=percent_axis()),
         color=alt.Color("kind:N", scale=by_name(kinds, (VERMILION, BLUE, GREEN)), title=None),
         shape=alt.Shape("kind:N", scale=by_name(kinds, ("square", "circle", "diamond")), title=None),
     )
@@ -178,10 +178,10 @@ def candidates_sentence(rows: Rows) -> str:
     """Who won how often, how close it was, and who failed, in words."""
     winners = [row for row in rows if row["winner"]]
     plain = sum(row["candidate"] == 0 for row in winners)
-    stages = {row["stage"]: [r["accuracy"] for r in rows if r["stage"] == row["stage"]] for row in rows}
+    stages = {row["stage"]: [r["score"] for r in rows if r["stage"] == row["stage"]] for row in rows}
     known = {stage: [value for value in values if value is not None] for stage, values in stages.items()}
     spread = max((max(values) - min(values) for values in known.values() if values), default=0.0)
-    failed = sum(row["accuracy"] is None for row in rows)
+    failed = sum(row["score"] is None for row in rows)
     text = f"In {len(winners)} decided stages the plain mask won {plain} and a random one {len(winners) - plain} times"
     text += f"; the scores within one stage differ by at most {100 * spread:.1f} percentage points"
     return text + (f"; {failed} candidates failed and have no score." if failed else ".")
@@ -226,7 +226,7 @@ def _rung(row: Row) -> dict[str, Any]:
         f"{row['compression']:.1f}x",
         row["winner"] or "-",
         ir,
-        accuracy(row["accuracy"]),
+        accuracy(row["score"]),
     ]
     return {
         "stage": f"stage {row['stage']}" if row["stage"] else "dense",
@@ -243,10 +243,10 @@ def ladder_sentence(rows: Rows) -> str:
     first, last = rows[0], rows[-1]
     pruned = [row for row in rows if row["winner"] is not None]
     random = sum(row["winner"] == "random" for row in pruned)
-    start = f"From test accuracy {accuracy(first['accuracy'])} at sparsity {sparsity(first['sparsity'])}"
+    start = f"From test accuracy {accuracy(first['score'])} at sparsity {sparsity(first['sparsity'])}"
     if len(rows) == 1:
         return f"{start[5:].capitalize()}; no stage is finished."
-    end = f"{accuracy(last['accuracy'])} at {sparsity(last['sparsity'], last['compression'])}"
+    end = f"{accuracy(last['score'])} at {sparsity(last['sparsity'], last['compression'])}"
     won = f"a random mask won {random} and the plain one {len(pruned) - random} times"
     return f"{start} to {end} in stages ({len(pruned)}), where {won}."
 

@@ -157,7 +157,7 @@ def runs(as_json: _Json = False) -> None:
     found = store.runs()
     if as_json:
         rows = [
-            {"folder": str(run.folder), "status": run.status, "sparsity": run.sparsity, "accuracy": run.accuracy}
+            {"folder": str(run.folder), "status": run.status, "sparsity": run.sparsity, "score": run.score}
             | {"stages_done": run.stages_done, "config": run.config.model_dump(mode="json")}
             for run in found
         ]
@@ -172,7 +172,7 @@ def runs(as_json: _Json = False) -> None:
             str(run.config.seed),
             f"{run.stages_done} of {len(run.config.stages)}",
             "" if run.sparsity is None else f"{run.sparsity:.4f}",
-            "" if run.accuracy is None else f"{run.accuracy:.1%}",
+            "" if run.score is None else f"{run.score:.1%}",
         )
         for run in found
     ]

@@ -29,6 +29,9 @@ SELECT_ON = ("selection", "validation")
 PRECISIONS = ("no", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 KEEP_STAGES = ("all", "last")
+EXECUTORS = ("lockstep", "serial")
+# Settings that change no result: a run that was stopped may go on with others.
+FREE = ("executor", "wave")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,10 @@ def _targets(value: Any) -> Any:
         except ValueError:
             raise ValueError(f"target_ir = {value!r}: must be numbers. Pass one, or one a stage: 0.05,0.01.") from None
     return value
+
+
+def _numbers(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) and value else value or ()
 
 
 # What RunConfig and ExploreState share: rule, help and control of a setting stand here once.
@@ -167,6 +174,7 @@ Seed = Annotated[
 ]
 
 
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_patterns)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -177,8 +185,34 @@ class RunConfig(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    task: str = Field(default="digits", description="data set: digits, or your own as data=")
-    model: str = Field(default="mlp", description="network: mlp (64-300-100-10), or package.module:function")
+    task: str = Field(
+        default="digits",
+        description="digits; sentences (generated); glue/cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte; text (--dataset)",
+    )
+    model: str = Field(
+        default="mlp",
+        description="mlp (digits), tiny-vit (digits), tiny-bert (sentences); Hub id or folder; package.module:function",
+    )
+    dataset: str = Field(
+        default="nyu-mll/glue",
+        description="of glue/ and text tasks: Hub id; folder in the Hub's layout; TRAIN[,VALIDATION] .csv .jsonl .parquet",
+    )
+    text_columns: Words = Field(default=(), description="task text: the column of the text, or the two of a pair")
+    label_column: str = Field(default="label", description="task text: the column to predict; decimals: a regression")
+    max_length: Annotated[int, Field(ge=3)] = Field(
+        default=128, description="tokens of an example; what is longer is cut"
+    )
+    augment: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=0,
+        description="copies with replaced words of each training text (TinyBERT; the dense network sees none)",
+    )
+    augment_model: str = Field(
+        default="", description="masked-language model that replaces words; none: the model itself"
+    )
+    glove: str = Field(default="", description="file of GloVe vectors, for words of several pieces")
+    unlabelled: str = Field(
+        default="", description="task whose rows are added for distillation only: glue/mnli to stsb"
+    )
     method: Annotated[str, _one_of("method", METHODS)] = Field(
         default="randomized", description="imp; randomized (MCSS, EMEP); randomized-no-selection"
     )
@@ -201,12 +235,16 @@ class RunConfig(pydantic.BaseModel):
     ties: TieRule = "random"
     sampler: SamplerName = "fast"
 
-    dense_epochs: Count = Field(default=30, description="epochs of the dense network")
+    dense_epochs: Annotated[int, Field(ge=0)] = Field(
+        default=30, description="epochs of the dense network; 0: it is fine-tuned already"
+    )
     max_epochs: Count = Field(default=15, description="epochs of fine-tuning a stage, at most")
     patience: Count | None = Field(
         default=None, description="stop after so many epochs without a better one; none: never"
     )
     emep_epochs: Count = Field(default=1, description="epochs by which each candidate is judged (EMEP)")
+    max_steps_per_epoch: Count | None = Field(default=None, description="steps of an epoch, at most; none: all rows")
+    emep_steps: Count | None = Field(default=None, description="the same for judging candidates; none: as the others")
     learning_rate: _positive("learning_rate") = Field(  # type: ignore[valid-type]
         default=1e-3, description="of AdamW, for the dense network and for fine-tuning"
     )
@@ -220,10 +258,27 @@ class RunConfig(pydantic.BaseModel):
     )
     task_weight: Weight = Field(default=1.0, description="of the task's own loss while fine-tuning")
     logit_weight: Weight = Field(default=1.0, description="of the distillation from the dense network's soft logits")
+    hidden_weight: Weight = Field(
+        default=0.0, description="of the distillation of hidden states: embeddings and every block (transformers)"
+    )
+    attention_weight: Weight = Field(
+        default=0.0, description="of the distillation of attention scores before softmax, every block (transformers)"
+    )
     temperature: _positive("temperature") = Field(  # type: ignore[valid-type]
         default=2.0, description="of the soft logits"
     )
 
+    teacher: str = Field(
+        default="", description="fine-tuned model to learn from instead of the dense self: id or folder"
+    )
+    layer_map: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = Field(
+        default=(), description="with teacher: its block (from 1) that each block learns from, as 2,4,6"
+    )
+
+    executor: Annotated[str, _one_of("executor", EXECUTORS)] = Field(
+        default="lockstep", description="candidates: lockstep (same batch, teacher once for all); serial"
+    )
+    wave: Count | None = Field(default=None, description="candidates trained at once in lockstep; none: as many as fit")
     seed: Seed = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads; small networks: 1")
     device: Annotated[str, _one_of("device", DEVICES)] = Field(default="auto", description="auto, cpu, cuda, mps")
@@ -250,9 +305,19 @@ class RunConfig(pydantic.BaseModel):
                 f"randomness = {self.randomness!r}, target_ir = {self.target_ir}: each needs the other. "
                 "Pass randomness='target_ir' with a number, or leave target_ir out."
             )
-        if self.task_weight == 0 == self.logit_weight:
+        if not any((self.task_weight, self.logit_weight, self.hidden_weight, self.attention_weight)):
             raise ValueError(
-                "task_weight = logit_weight = 0: nothing is left to learn from. Make one of them positive."
+                "task_weight = logit_weight = hidden_weight = attention_weight = 0: nothing is left to learn from. "
+                "Make one of them positive."
+            )
+        if self.unlabelled and not self.distils:
+            raise ValueError(
+                f"unlabelled = {self.unlabelled!r}: rows without labels teach by distillation only, and its weights are "
+                "all 0. Make logit_weight, hidden_weight or attention_weight positive."
+            )
+        if self.layer_map and not self.teacher:
+            raise ValueError(
+                f"layer_map = {self.layer_map}: needs a teacher of another depth. Pass teacher, or leave layer_map out."
             )
         if self.target_ir is not None and self.ties == "magnitude":
             raise ValueError(
@@ -269,6 +334,11 @@ class RunConfig(pydantic.BaseModel):
         return self
 
     @property
+    def distils(self) -> bool:
+        """Something is learned from a teacher."""
+        return bool(self.logit_weight or self.hidden_weight or self.attention_weight)
+
+    @property
     def early_learning_rate(self) -> float:
         """The learning rate that judges candidates."""
         return float(self.emep_learning_rate or 3 * self.learning_rate)
@@ -276,6 +346,52 @@ class RunConfig(pydantic.BaseModel):
     def target_of(self, stage: int) -> float | None:
         """The ir asked for at ``stage`` (from 1)."""
         return self.target_ir[stage - 1] if isinstance(self.target_ir, tuple) else self.target_ir
+
+
+# arXiv 2310.13183, B.2: T, stages, N of 8 to 10, sr from this grid. The paper does not state batch size, learning
+# rates, epochs, patience or the weights of the distillation: those are ours, in TinyBERT's range.
+PAPER_RATIOS = (3e-6, 5e-6, 8e-6, 1e-5, 3e-5, 5e-5)
+_PAPER = {
+    "model": "bert-base-uncased",
+    "randomness": "decrease",
+    "sampling_ratio": 5e-5,
+    "power": 5.0,
+    "candidates": 8,
+    "dense_epochs": 3,
+    "max_epochs": 10,
+    "patience": 3,
+    "learning_rate": 3e-5,
+    "batch_size": 32,
+    "hidden_weight": 1.0,
+    "attention_weight": 1.0,
+    "temperature": 1.0,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "tiny-vit": {"task": "digits", "model": "tiny-vit"},
+    "sentences": {"task": "sentences", "model": "tiny-bert"},
+    "paper-short": {**_PAPER, "stages": STAGES["short"]},
+    "paper-long": {**_PAPER, "stages": STAGES["long"]},
+}
+PAPER_SHORT = ("glue/mrpc", "glue/rte", "glue/sst2")
+AUGMENTED = ("glue/mrpc", "glue/rte", "glue/sst2", "glue/cola")  # A.2
+
+
+def preset(name: str | None = None, *, task: str | None = None, model: str | None = None) -> dict[str, Any]:
+    """Settings that go together. Without a ``name``, those that fit the task: for GLUE, what the paper used for it.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name is None:
+        text = "paper-short" if task in PAPER_SHORT or task == "text" else "paper-long"
+        name = text if (task or "").startswith(("glue/", "text")) else task if task in PRESETS else "digits"
+        name = model if name == "digits" and model in PRESETS else name
+    settings = dict(PRESETS[check_option("preset", name, PRESETS)])
+    if name in ("paper-short", "paper-long"):
+        settings |= {"augment": 20} if task in AUGMENTED else {}
+        settings |= {"unlabelled": "glue/mnli"} if task == "glue/stsb" else {}
+    return settings
 
 
 def controls(config: RunConfig) -> dict[str, RunConfig]:

@@ -1,45 +1,227 @@
-"""The distillation losses: what a pruned network learns from its dense self.
+"""What a pruned network learns from its teacher, the dense network: soft logits, hidden states, attention scores.
 
-So far soft logits. Hidden states and attention scores join them here, each with its weight in the configuration.
+The terms are those of TinyBERT (Jiao et al. 2020, Eqs. 7 to 11) and of SparseBERT, which arXiv 2310.13183 follows: mean
+squared errors of hidden states and of attention scores before the softmax, summed over the blocks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812, its usual name
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from randprune_lab.config import RunConfig
+from randprune_lab.metrics import task_loss
+from randprune_lab.splits import Batch, Images, Tokens
+
+EAGER = "load it with attn_implementation='eager'"
+
+
+class Features(NamedTuple):
+    """What a network says of a batch of B rows.
+
+    Attributes:
+        logits: B x classes.
+        hidden: of the embeddings and every block, B x tokens x width each.
+        scores: of every block before the softmax, B x heads x tokens x tokens each.
+    """
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...] = ()
+    scores: tuple[Tensor, ...] = ()
+
+
+class SoftmaxTap(TorchFunctionMode):
+    """Sees the attention scores that go into a softmax: transformers returns only what comes out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every torch function that is called inside the ``with`` block comes by here."""
+        if func in (F.softmax, torch.softmax, torch.Tensor.softmax) and args[0].ndim == 4:
+            self.scores.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def features(model: nn.Module, inputs: Batch, *, hidden: bool = False, scores: bool = False) -> Features:
+    """One forward pass.
+
+    Raises:
+        ValueError: the model does not tell its hidden states, or its attention scores cannot be seen.
+    """
+    if not hidden and not scores:
+        answer = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+        return Features(getattr(answer, "logits", answer))
+    if not isinstance(inputs, dict):
+        raise ValueError(
+            "hidden_weight and attention_weight are for transformers, this model has no blocks of attention. Set both to 0."
+        )
+    tap = SoftmaxTap()
+    with tap if scores else contextlib.nullcontext():
+        answer = model(**inputs, output_hidden_states=True)
+    blocks = len(answer.hidden_states) - 1
+    if scores and len(tap.scores) != blocks:
+        raise ValueError(
+            f"attention_weight: {len(tap.scores)} attention scores could be seen in {blocks} blocks of "
+            f"{type(model).__name__}. For a model of your own, {EAGER}; or set attention_weight to 0."
+        )
+    return Features(answer.logits, answer.hidden_states if hidden else (), tuple(tap.scores))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
-    """The frozen dense network's answers: ``logits`` of every row of the training split.
+    """The frozen network that is learned from: run for every batch, or, where logits are all that is asked for, once.
 
-    Computed once for a run: all candidates and all epochs use them, the teacher itself is never run again.
+    Attributes:
+        model: in evaluation mode; None where ``logits`` (of every row of the training split) say it all.
     """
 
-    logits: Tensor
+    config: RunConfig
+    model: nn.Module | None = None
+    logits: Tensor | None = None
 
-    def loss(self, logits: Tensor, rows: Tensor, config: RunConfig) -> Tensor:
-        """KL divergence of the softened answers times temperature squared (Hinton et al. 2015), weighted."""
-        heat = config.temperature
-        student = F.log_softmax(logits / heat, dim=-1)
-        teacher = F.log_softmax(self.logits[rows] / heat, dim=-1)
-        divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-        loss: Tensor = config.logit_weight * heat**2 * divergence
-        return loss
+    @torch.no_grad()
+    def features(self, inputs: Batch, rows: Tensor) -> Features:
+        """Of the batch ``inputs``, which are the training split's ``rows``."""
+        if self.model is None:
+            assert self.logits is not None
+            return Features(self.logits[rows.to(self.logits.device)])
+        return features(self.model, inputs, **wanted(self.config))
 
 
-def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats."""
-    return F.cross_entropy(logits, labels)
+def wanted(config: RunConfig) -> dict[str, bool]:
+    """Which features the terms of a run's loss are made of."""
+    return {"hidden": config.hidden_weight > 0, "scores": config.attention_weight > 0}
+
+
+def loss_terms(
+    student: Features, teacher: Features | None, inputs: Batch, labels: Tensor, config: RunConfig
+) -> dict[str, Tensor]:
+    """Each part of the loss before its weight, by name: "task", "logits", "hidden", "attention"; only those in use."""
+    terms: dict[str, Tensor] = {}
+    if config.task_weight or teacher is None:
+        terms["task"] = task_loss(student.logits, labels)
+    if teacher is None:
+        return terms
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    if config.logit_weight:
+        terms["logits"] = logit_loss(
+            student.logits, teacher.logits, config.temperature, regression=labels.is_floating_point()
+        )
+    if config.hidden_weight:
+        pairs = _mapped(student.hidden[1:], teacher.hidden[1:], config)
+        pairs = [(student.hidden[0], teacher.hidden[0]), *pairs]
+        terms["hidden"] = torch.stack([hidden_loss(ours, theirs, mask) for ours, theirs in pairs]).sum()
+    if config.attention_weight:
+        pairs = _mapped(student.scores, teacher.scores, config)
+        terms["attention"] = torch.stack([attention_loss(ours, theirs, mask) for ours, theirs in pairs]).sum()
+    return terms
+
+
+def total(terms: Mapping[str, Tensor], config: RunConfig, *, dense: bool = False) -> Tensor:
+    """The weighted sum; the dense network's own training knows no weight."""
+    if dense:
+        return terms["task"]
+    weights = {
+        "task": config.task_weight,
+        "logits": config.logit_weight,
+        "hidden": config.hidden_weight,
+        "attention": config.attention_weight,
+    }
+    loss: Tensor = sum(weights[name] * term for name, term in terms.items())  # type: ignore[assignment]
+    return loss
+
+
+def logit_loss(student: Tensor, teacher: Tensor, temperature: float, *, regression: bool = False) -> Tensor:
+    """KL divergence of the softened answers times temperature squared (Hinton et al. 2015); a regression's squared error.
+
+    Mean over the rows; logits are B x classes.
+    """
+    student, teacher = student.float(), teacher.float()
+    if regression:
+        return F.mse_loss(student, teacher)
+    divergence = F.kl_div(
+        F.log_softmax(student / temperature, dim=-1),
+        F.log_softmax(teacher / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return temperature**2 * divergence
+
+
+def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference of hidden states (B x tokens x width) over what is no padding (Jiao et al. 2020, Eq. 8).
+
+    ``mask``: B x tokens, 1 where a token is; None: everywhere.
+    """
+    _check_alike("hidden_weight", student, teacher)
+    valid = None if mask is None else (mask > 0)[:, :, None]
+    return _mean_square(student, teacher, valid)
+
+
+def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference of attention scores before the softmax (Jiao et al. 2020, Eq. 7), B x heads x tokens x tokens.
+
+    Only where a token looks at a token: neither padding nor, in a causal model, the future.
+    """
+    _check_alike("attention_weight", student, teacher)
+    valid = teacher > torch.finfo(teacher.dtype).min / 2  # what attention must not see was set to the lowest number
+    if mask is not None:
+        valid = valid & (mask > 0)[:, None, :, None]
+    return _mean_square(student, teacher, valid)
+
+
+def _mean_square(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return F.mse_loss(student.float(), teacher.float())
+    # Chosen before squaring: the square of the lowest number is infinite, and its gradient NaN.
+    difference = torch.where(valid, student.float() - teacher.float(), 0.0)
+    return difference.square().sum() / valid.expand_as(difference).sum()
+
+
+def _mapped(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], config: RunConfig) -> list[tuple[Tensor, Tensor]]:
+    """Each block of the student with the teacher's that it learns from: one to one, or as ``layer_map`` says."""
+    blocks = config.layer_map or tuple(range(1, len(student) + 1))
+    if len(blocks) != len(student) or (not config.layer_map and len(teacher) != len(student)):
+        raise ValueError(
+            f"the student has {len(student)} blocks, the teacher {len(teacher)}, layer_map names {len(config.layer_map)}: "
+            f"name one of the teacher's blocks for each of the student's, as --layer-map "
+            f"{','.join(str(round((at + 1) * len(teacher) / len(student))) for at in range(len(student)))}."
+        )
+    if not all(1 <= block <= len(teacher) for block in blocks):
+        raise ValueError(f"layer_map = {blocks}: the teacher's blocks are 1 to {len(teacher)}. Name only those.")
+    return [(ours, teacher[block - 1]) for ours, block in zip(student, blocks, strict=True)]
+
+
+def _check_alike(name: str, student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{name}: the student's features have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}. "
+            f"Take a teacher of the same width and heads, or set {name} to 0."
+        )
 
 
 @torch.no_grad()
-def all_logits(model: torch.nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
-    """The model's answers to every row, in evaluation mode."""
+def all_logits(model: nn.Module, inputs: Tensor | Tokens | Images, batch_size: int = 1024) -> Tensor:
+    """The model's answers to every row, in evaluation mode; float32 on the model's device. Texts of like length together."""
+    was_training = model.training
     model.eval()
-    return torch.cat([model(inputs[start : start + batch_size]).float() for start in range(0, len(inputs), batch_size)])
+    if isinstance(inputs, Tokens):
+        order = inputs.longest(len(inputs))
+        parts = [features(model, inputs[rows]).logits.float() for rows in order.split(min(batch_size, 128))]
+        answers = torch.cat(parts)
+        logits = torch.empty_like(answers)
+        logits[order.to(answers.device)] = answers
+    else:
+        starts = range(0, len(inputs), batch_size)
+        logits = torch.cat([features(model, inputs[at : at + batch_size]).logits.float() for at in starts])
+    model.train(was_training)
+    return logits

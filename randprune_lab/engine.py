@@ -6,16 +6,18 @@ The algorithm as printed rewinds after its loop over the candidates; every candi
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from randprune_lab.checks import keep_count
-from randprune_lab.config import RunConfig
-from randprune_lab.distill import Teacher, all_logits
+from randprune_lab.config import FREE, RunConfig
+from randprune_lab.distill import Teacher, all_logits, features, loss_terms, wanted
 from randprune_lab.events import (
     CandidateScored,
     Checkpoint,
@@ -31,7 +33,7 @@ from randprune_lab.events import (
     StageStarted,
     Warned,
 )
-from randprune_lab.executors import one_after_another
+from randprune_lab.executors import judge_candidates
 from randprune_lab.masks import (
     Masks,
     StageMasks,
@@ -45,12 +47,20 @@ from randprune_lab.masks import (
     unpack,
 )
 from randprune_lab.methods import METHODS
-from randprune_lab.models import build_model, prunable_weights
+from randprune_lab.models import build_model, is_transformer, prunable_weights
+from randprune_lab.pretrained import companions, is_pretrained, load_tokenizer
 from randprune_lab.sampling import introduced_randomness, seed_of
-from randprune_lab.tasks import Task, load_task
+from randprune_lab.splits import Split, Task, Tokens
+from randprune_lab.tasks import as_images, is_text, load_task
 from randprune_lab.training import Diverged, Phase, Session, fine_tuning_rate, start_accelerator
 
 OBJECT = "object"  # stands in a configuration for a model or data given from Python
+
+
+class OutOfMemory(RuntimeError):  # noqa: N818, what happened, not a fault of the program
+    """There was not enough memory; the text names the settings to lower."""
+
+
 Said = Iterator[Event | Checkpoint]
 
 
@@ -68,6 +78,7 @@ def prune(
     Raises:
         ValueError: before anything is trained: config, model, data and checkpoint do not fit one another.
         Diverged: a loss became NaN or infinite, while the network was trained or for every candidate.
+        OutOfMemory: the run can be resumed with a smaller ``wave``, which changes no result.
     """
     return _steps(_Run(config, model, data, resume))
 
@@ -88,15 +99,29 @@ def _steps(run: _Run) -> Said:
                 yield from run.choose(candidates, best(scores), stage)  # MCSS
             yield from run.fine_tune(stage)
         yield from run.finish()
+    except (MemoryError, RuntimeError) as error:
+        if not _of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more to be had'}). Resume with a smaller "
+            "wave (--wave 1 trains one candidate at a time, with the same results); if that is not enough, start again "
+            "with a smaller batch_size or max_length, or hidden_weight = attention_weight = 0."
+        ) from error
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
 
 
+def _of_memory(error: Exception) -> bool:
+    """What torch says when an allocation fails, on a GPU or on the CPU."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
 def best(scores: list[CandidateScored]) -> int:
-    """The winner: best accuracy; equal: lower loss; still equal: the earlier, so that the deterministic mask wins."""
+    """The winner: best metric; equal: lower loss; still equal: the earlier, so that the deterministic mask wins."""
     judged = [
-        (score.selection.accuracy, -score.selection.loss, -score.candidate)
+        (score.selection.metric, -score.selection.loss, -score.candidate)
         for score in scores
         if score.selection is not None and math.isfinite(score.selection.loss)
     ]
@@ -119,16 +144,22 @@ class _Run:
                     f"this run was started from Python with its own {name}: resume it there, with "
                     "prune(config, model=..., data=..., resume=...)."
                 )
-        if resume is not None and resume.config is not None and resume.config != config.model_dump(mode="json"):
-            ours = config.model_dump(mode="json")
-            other = [name for name in ours if resume.config.get(name) != ours[name]]
+        ours = config.model_dump(mode="json", exclude=set(FREE))
+        theirs = resume.config if resume is not None and resume.config is not None else ours
+        other = [name for name in ours if name in theirs and theirs[name] != ours[name]]
+        if other:
             raise ValueError(
                 f"the checkpoint is of a run with another {', '.join(other)}. Resume with that run's own configuration."
             )
         self.config, self.resume = config, resume
         accelerator = start_accelerator(config)
-        task = data if data is not None else load_task(config.task)
-        network = model if model is not None else build_model(config.model, seed_of(config.seed, "model"))
+        self.tokenizer = None
+        if data is None and is_text(config.task) and (model is not None or is_transformer(config.model)):
+            self.tokenizer = load_tokenizer(config.model if model is None else getattr(model, "name_or_path", ""))
+        task = data if data is not None else load_task(config, self.tokenizer)
+        network = model if model is not None else _network(config.model, task, config)
+        _prepare(network, self.tokenizer, config)
+        task = as_images(task, network)
         self.session = Session(config, task.to(accelerator.device), network.to(accelerator.device), accelerator)
         self.sizes = {name: weight.numel() for name, weight in self.weights().items()}
         _check_fit(self.session)
@@ -164,24 +195,36 @@ class _Run:
                 device=str(self.session.accelerator.device),
                 torch=torch.__version__,
                 deterministic=self.config.deterministic or self.session.accelerator.device.type == "cpu",
+                metric=self.session.task.metric,
             )
+            for note in self.session.task.notes:
+                yield Warned(note)
 
     def train_dense(self) -> Said:
         phase = Phase(self.session, "dense", 0, {}, lambda _: self.config.learning_rate)
         yield from self._train(phase, self.config.dense_epochs, patience=None)
         session = self.session
-        yield DenseFinished(session.evaluate(session.task.selection), session.evaluate(session.task.test))
+        yield DenseFinished(session.evaluate(session.task.selection), session.report())
         self.progress = Progress("scoring", stage=1)
         self.dense = self._model_state()
         yield self._checkpoint()
 
     def take_teacher(self) -> None:
-        """The dense network's answers; it is not needed any more afterwards."""
-        if self.config.logit_weight:
-            now = self._model_state()
-            self.session.model.load_state_dict(self.dense)
-            self.session.teacher = Teacher(all_logits(self.session.model, self.session.task.train.inputs))
-            self.session.model.load_state_dict(now)
+        """Freeze the dense network, or load the teacher that was asked for; where only logits count, run it once."""
+        session, config = self.session, self.config
+        if not config.distils:
+            return
+        if config.teacher:
+            network = _network(config.teacher, session.task, config).to(session.accelerator.device)
+        else:
+            network = copy.deepcopy(session.model)
+            network.load_state_dict(self.dense)
+        network.eval().requires_grad_(False)
+        if any(wanted(config).values()):
+            session.teacher = Teacher(config, network)
+            _check_teacher(session)
+        else:
+            session.teacher = Teacher(config, logits=all_logits(network, session.task.train.inputs))
 
     def candidates(self, stage: int) -> StageMasks:
         return stage_masks(
@@ -203,7 +246,7 @@ class _Run:
             return [CandidateScored(stage, numbers[0], self.session.evaluate(self.session.deciding_split), 0.0, 0.0)]
         plain = masks.draw(0)
         left = [number for number in numbers if number not in {score.candidate for score in scores}]
-        for number, score, failed in one_after_another(self.session, masks.draw, left, stage):
+        for number, score, failed in judge_candidates(self.session, masks.draw, left, stage):
             mask = masks.draw(number)
             ir, swapped = model_randomness(mask, plain), model_swapped(mask, plain)
             scores.append(CandidateScored(stage, number, score, ir, swapped, failed))
@@ -245,14 +288,14 @@ class _Run:
             1 - kept(self.masks) / sum(self.sizes.values()),
             kept(self.masks),
             session.evaluate(session.task.selection),
-            session.evaluate(session.task.test),
+            session.report(),
         )
         self.progress = Progress("finished", stage) if last else Progress("scoring", stage + 1)
         yield self._checkpoint()
 
     def finish(self) -> Said:
         sparsity = 1 - kept(self.masks) / sum(self.sizes.values())
-        yield RunFinished(sparsity, self.session.evaluate(self.session.task.test))
+        yield RunFinished(sparsity, self.session.report())
 
     def _train(self, phase: Phase, epochs: int, *, patience: int | None) -> Said:
         """Epochs of a phase; with patience until it stops improving, and then back to the best one."""
@@ -264,16 +307,15 @@ class _Run:
             loss = phase.epoch(done.epoch)
             score = phase.score(done.epoch)
             self.progress = dataclasses.replace(done, epoch=done.epoch + 1)
-            better = (score.accuracy, -score.loss) > (done.best_accuracy, -done.best_loss)
+            better = (score.metric, -score.loss) > (done.best_metric, -done.best_loss)
             if patience is not None and better:
                 self.best = self._model_state()
                 self.progress = dataclasses.replace(
-                    self.progress, best_epoch=done.epoch + 1, best_accuracy=score.accuracy, best_loss=score.loss
+                    self.progress, best_epoch=done.epoch + 1, best_metric=score.metric, best_loss=score.loss
                 )
-            last_step = self.progress.epoch * self.session.steps_per_epoch - 1
-            yield EpochFinished(
-                phase.name, phase.stage, self.progress.epoch, loss, phase.learning_rate(last_step), score
-            )
+            rate = phase.learning_rate(self.progress.epoch * self.session.steps_of(phase.name) - 1)
+            terms = phase.mean_terms()
+            yield EpochFinished(phase.name, phase.stage, self.progress.epoch, loss, rate, score, terms)
             self.optimizer = phase.state()
             yield self._checkpoint()
         if self.best:
@@ -296,7 +338,8 @@ class _Run:
             for part, named in parts.items()
             for name, tensor in named.items()
         }
-        return Checkpoint(self.progress, tensors)
+        files = companions(self.session.model, self.tokenizer) if self.at("finished") else {}
+        return Checkpoint(self.progress, tensors, files=files)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         def part(name: str) -> dict[str, Tensor]:
@@ -318,26 +361,57 @@ class _Run:
         self.dense = {name: tensor.to(self.session.accelerator.device) for name, tensor in checkpoint.dense.items()}
 
 
+def _network(name: str, task: Task, config: RunConfig) -> nn.Module:
+    """The network that ``name`` names, with a head for the task."""
+    return build_model(
+        name,
+        seed_of(config.seed, "model"),
+        outputs=task.classes,
+        labels=task.labels,
+        regression=task.regression,
+        images=not isinstance(task.train.inputs, Tokens),
+        eager=config.attention_weight > 0,
+    )
+
+
+def _prepare(network: nn.Module, tokenizer: Any, config: RunConfig) -> None:
+    """What a network of the transformers library must know before it is trained here."""
+    if is_pretrained(network):
+        settings: Any = network.config
+        if tokenizer is not None and settings.pad_token_id is None:
+            settings.pad_token_id = tokenizer.pad_token_id  # GPT-2: the answer is read off the last token that is none
+        if config.attention_weight and settings._attn_implementation != "eager":
+            network.set_attn_implementation("eager")  # type: ignore[operator]
+
+
 def _check_fit(session: Session) -> None:
     """A forward pass of two examples: data of a wrong shape, or labels that the model does not know, show here."""
-    inputs = session.task.train.inputs[:2]
-    for split in (session.task.selection, session.task.test):
-        if split.inputs.shape[1:] != inputs.shape[1:]:
-            raise ValueError(
-                f"the splits' examples have shapes {tuple(inputs.shape[1:])} and {tuple(split.inputs.shape[1:])}: "
-                "must be equal. Prepare all three alike."
-            )
+    splits = session.task.splits
+    _check_alike(splits)
     _check_trainable(session)
+    inputs, shape = session.task.train.inputs, "texts"
+    rows = inputs.longest(2) if isinstance(inputs, Tokens) else torch.arange(min(2, len(inputs)))
+    if isinstance(inputs, Tensor):
+        shape = f"examples of shape {tuple(inputs.shape[1:])}"
+    elif isinstance(inputs, Tokens):
+        shape = f"texts of {int(inputs.lengths.max())} tokens"
     try:
-        logits = all_logits(session.model, inputs)
+        session.model.eval()
+        with torch.no_grad():
+            logits = features(session.model, session.task.train.batch(rows)[0], **wanted(session.config)).logits
     except (RuntimeError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(
-            f"the model cannot take examples of shape {tuple(inputs.shape[1:])} ({error}). Pass data of the shape that "
-            "its first layer expects."
-        ) from error
+        advice = (
+            "Lower max_length."
+            if isinstance(inputs, Tokens)
+            else "Pass data of the shape that its first layer expects."
+        )
+        raise ValueError(f"the model cannot take {shape} ({error}). {advice}") from error
     if logits.ndim != 2:
         raise ValueError(f"the model gives {tuple(logits.shape)} for 2 examples: must be (2, classes). Adapt its head.")
-    splits = {"train": session.task.train, "selection": session.task.selection, "test": session.task.test}
+    if session.task.regression:
+        if logits.shape[1] != 1:
+            raise ValueError(f"the model has {logits.shape[1]} outputs, a regression needs 1. Adapt its head.")
+        return
     for name, split in splits.items():
         low, high = int(split.labels.min()), int(split.labels.max())
         if low < 0 or high >= logits.shape[1]:
@@ -347,6 +421,38 @@ def _check_fit(session: Session) -> None:
             )
 
 
+def _check_alike(splits: dict[str, Split]) -> None:
+    """All splits' examples have one shape."""
+    shapes = {
+        name: split.inputs.shape[1:] if isinstance(split.inputs, Tensor) else type(split.inputs).__name__
+        for name, split in splits.items()
+    }
+    for name, found in shapes.items():
+        if found != shapes["train"]:
+            raise ValueError(
+                f"the splits' examples have shapes {_shape(shapes['train'])} and {_shape(found)}: must be equal. Prepare "
+                f"train and {name} alike."
+            )
+        if splits[name].labels.dtype != splits["train"].labels.dtype:
+            raise ValueError(
+                f"labels of train have dtype {splits['train'].labels.dtype}, those of {name} {splits[name].labels.dtype}: "
+                "must be equal. Prepare all alike."
+            )
+
+
+def _shape(found: Any) -> Any:
+    return found if isinstance(found, str) else tuple(found)
+
+
+def _check_teacher(session: Session) -> None:
+    """A batch of two examples through both networks: a teacher that does not fit shows here, not hours later."""
+    assert session.teacher is not None
+    batch, labels = session.task.train.batch(torch.arange(2))
+    with torch.no_grad():
+        taught = session.teacher.features(batch, torch.arange(2))
+        loss_terms(features(session.model, batch, **wanted(session.config)), taught, batch, labels, session.config)
+
+
 def _check_trainable(session: Session) -> None:
     """What would only show in the first step of training."""
     if not any(parameter.requires_grad for parameter in session.model.parameters()):
@@ -354,7 +460,11 @@ def _check_trainable(session: Session) -> None:
             "every parameter of the model is frozen (requires_grad False): nothing can be trained. Free some."
         )
     train = session.task.train
-    if train.inputs.is_floating_point() and not bool(torch.isfinite(train.inputs).all()):
+    if (
+        isinstance(train.inputs, Tensor)
+        and train.inputs.is_floating_point()
+        and not bool(torch.isfinite(train.inputs).all())
+    ):
         raise ValueError("the inputs of train hold NaN or infinite numbers: no loss could be finite. Clean the data.")
     normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in session.model.modules())
     if normalized and len(train) % session.config.batch_size == 1:

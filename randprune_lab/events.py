@@ -11,10 +11,18 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well a network does on a split. ``loss`` is the mean cross-entropy in nats, ``accuracy`` lies in [0, 1]."""
+    """How well a network does on a split.
 
-    accuracy: float
+    Attributes:
+        metric: what the task is measured by, the larger the better: accuracy, F1, Matthews', Spearman's or Pearson's
+            correlation; ``RunStarted.metric`` says which.
+        loss: mean cross-entropy in nats, or mean squared error of a regression.
+        others: further metrics of the task by name, which decide nothing.
+    """
+
+    metric: float
     loss: float
+    others: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +54,7 @@ class RunStarted(Event):
         prunable: the number of weights of each prunable parameter.
         parameters: the number of parameters of the whole model.
         device, torch, deterministic: what the numbers depend on besides the configuration.
+        metric: the name of what ``Score.metric`` holds.
     """
 
     kind = "run_started"
@@ -55,6 +64,7 @@ class RunStarted(Event):
     device: str
     torch: str
     deterministic: bool
+    metric: str = "accuracy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +90,10 @@ class Warned(Event):
 
 @dataclasses.dataclass(frozen=True)
 class EpochFinished(Event):
-    """An epoch of ``phase`` "dense" or "fine-tuning"; ``epoch`` counts from 1, ``loss`` is the mean of its batches."""
+    """An epoch of ``phase`` "dense" or "fine-tuning"; ``epoch`` counts from 1, ``loss`` is the mean of its batches.
+
+    ``terms``: the mean of each part of the loss before its weight: "task", "logits", "hidden", "attention".
+    """
 
     kind = "epoch_finished"
     phase: str
@@ -89,6 +102,7 @@ class EpochFinished(Event):
     loss: float
     learning_rate: float
     selection: Score
+    terms: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,14 +215,14 @@ class Progress:
         phase: "dense"; "scoring" (the candidates of ``stage`` come next: a stage boundary); "fine-tuning"; "finished".
         stage: 0 in the dense phase, then from 1.
         epoch: finished epochs of the phase.
-        best_epoch, best_accuracy, best_loss: of the phase so far, when patience asks for them.
+        best_epoch, best_metric, best_loss: of the phase so far, when patience asks for them.
     """
 
     phase: str = "dense"
     stage: int = 0
     epoch: int = 0
     best_epoch: int = 0
-    best_accuracy: float = -1.0
+    best_metric: float = -1.0
     best_loss: float = 0.0
 
 
@@ -225,6 +239,7 @@ class Checkpoint:
         recorded: the number of all events when this was read; None if unknown.
         damaged: checkpoints that could not be read and were passed over.
         config: what the run was started with; None if unknown.
+        files: what lies beside the finished network's weights so that others can load it, by file name.
     """
 
     progress: Progress
@@ -236,3 +251,4 @@ class Checkpoint:
     recorded: int | None = None
     damaged: tuple[str, ...] = ()
     config: dict[str, Any] | None = None
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)

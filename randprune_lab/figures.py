@@ -187,7 +187,7 @@ def ladder_rows(table: Sequence[Mapping[str, Any]]) -> list[Row]:
             "compression": row["compression"],
             "winner": None if row["winner"] is None else "random" if row["winner"] else "plain",
             "ir": row["ir"],
-            "accuracy": row["accuracy"],
+            "score": row["score"],
         }
         for row in table
     ]
@@ -209,14 +209,14 @@ def accuracy_rows(tables: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
         for row in (row for table in runs for row in table):
             by_sparsity.setdefault(row["sparsity"], []).append(row)
         for sparsity, same in sorted(by_sparsity.items()):
-            values = [row["accuracy"] for row in same]
+            values = [row["score"] for row in same]
             low, high = _interval(values)
             rows.append(
                 {
                     "run": label,
                     "sparsity": sparsity,
                     "compression": same[0]["compression"],
-                    "accuracy": statistics.fmean(values),
+                    "score": statistics.fmean(values),
                     "low": low,
                     "high": high,
                     "seeds": len(values),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import itertools
 import json
@@ -9,28 +10,45 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from randprune_lab.checks import check_option
+from randprune_lab.pretrained import TINY, load_network
 
-MODELS = ("mlp",)
+MODELS = ("mlp", *TINY)
 MLP_WIDTHS = (64, 300, 100, 10)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
-def build_model(name: str, seed: int) -> nn.Module:
-    """A freshly initialized network; the same for the same seed. The global random state is left as it was.
+def is_transformer(name: str) -> bool:
+    """``name`` is that of a network of the transformers library: a tiny one, a Hub id or a folder."""
+    return name in TINY or (name not in MODELS and ":" not in name)
 
-    ``name`` is "mlp", or "package.module:function" of a function that takes nothing and returns the network.
+
+def build_model(name: str, seed: int, **head: Any) -> nn.Module:
+    """A network, what is new in it initialized the same for the same seed. The global random state is left as it was.
+
+    Args:
+        name: "mlp"; "tiny-bert", "tiny-vit"; a Hub id or a folder; "package.module:function" of a function that takes
+            nothing and returns the network.
+        seed: of the initialization.
+        head: of transformers, the arguments of ``pretrained.load_network``.
 
     Raises:
         ValueError: there is no such network or function.
     """
+    if is_transformer(name):
+        if "/" not in name and not Path(name).exists() and name not in TINY:
+            close = difflib.get_close_matches(name, MODELS, n=1)
+            if close:
+                check_option("model", name, MODELS)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return load_network(name, **head)
     build = _import(name) if ":" in name else _mlp
-    if build is _mlp:
-        check_option("model", name, MODELS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -66,20 +84,15 @@ def _import(name: str) -> Callable[[], nn.Module]:
 
 
 def prunable_weights(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The weights of all linear and convolutional layers by name, detached; they share memory with the model.
+    """What is pruned by name, detached; it shares memory with the model: the weight matrices of a transformer's blocks, or
+    the weights of all linear and convolutional layers of a plain network.
 
     With ``include`` only those whose name one of these regular expressions finds; none that one of ``exclude`` finds.
 
     Raises:
         ValueError: nothing is left to prune, or a pattern finds none of them.
     """
-    own = dict(model.named_parameters())  # a weight that two layers share stands there once
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    weights = {
-        f"{name}.weight".removeprefix("."): module.weight.detach()
-        for name, module in model.named_modules()
-        if isinstance(module, kinds) and f"{name}.weight".removeprefix(".") in own
-    }
+    weights = _of_blocks(model) or _of_layers(model)
     for pattern in (*include, *exclude):
         if not any(re.search(pattern, name) for name in weights):
             raise ValueError(
@@ -97,6 +110,47 @@ def prunable_weights(model: nn.Module, include: Sequence[str] = (), exclude: Seq
             f"include = {tuple(include)}, exclude = {tuple(exclude)}; found {', '.join(weights) or 'none'}."
         )
     return chosen
+
+
+def _of_layers(model: nn.Module) -> dict[str, Tensor]:
+    own = dict(model.named_parameters())  # a weight that two layers share stands there once
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {
+        f"{name}.weight".removeprefix("."): module.weight.detach()
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and f"{name}.weight".removeprefix(".") in own
+    }
+
+
+def _of_blocks(model: nn.Module) -> dict[str, Tensor]:
+    """The weight matrices of a transformer's blocks; empty if it has no stack of blocks.
+
+    A stack of blocks is an outermost list of modules of one class, each with four weight matrices or more. What is
+    outside (embeddings, pooler, heads) is left alone, and so are embeddings inside. By position and shape, whatever the
+    architecture calls its layers.
+    """
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    stacks: list[str] = []
+    for place, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or place.startswith(tuple(f"{s}." for s in stacks)):
+            continue
+        blocks = list(module)
+        if len({type(block) for block in blocks}) == 1 and all(len(_matrices(block)) >= 4 for block in blocks):
+            stacks.append(place)
+            found |= {own[id(weight)]: weight.detach() for block in blocks for weight in _matrices(block)}
+    return {name: found[name] for name in own.values() if name in found}  # in the model's own order
+
+
+def _matrices(block: nn.Module) -> list[nn.Parameter]:
+    """The weights of two or more dimensions inside, those of embeddings left out."""
+    return [
+        parameter
+        for module in block.modules()
+        if not isinstance(module, nn.Embedding)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.endswith("weight") and parameter.ndim >= 2
+    ]
 
 
 def weight_matrices(model: str | Path) -> Iterator[tuple[str, Tensor]]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from randprune_lab import charts, pictures
 from randprune_lab.explorer import Explorer, controls_table
+from randprune_lab.files import write_atomically
 from randprune_lab.panels import Table
 from randprune_lab.state import ExploreState
-from randprune_lab.store import write_atomically
 
 MICROSCOPE = Path(__file__).with_name("microscope.js")
 MOST_TENSORS = 200  # that a page holds: some 25 KB each

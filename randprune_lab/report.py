@@ -27,6 +27,7 @@ from randprune_lab.events import (
     StageStarted,
     Warned,
 )
+from randprune_lab.files import write_atomically
 
 NOTHING = "-"
 EventT = TypeVar("EventT", bound=Event)
@@ -45,7 +46,7 @@ def write_report(folder: Path, beside: Sequence[Path] = ()) -> Path:
     """
     run, others = _Run.read(Path(folder)), [_Run.read(Path(other)) for other in beside]
     path = Path(folder) / "report.html"
-    store.write_atomically(path, _page(run, _named(run, others)).encode(errors="replace"))
+    write_atomically(path, _page(run, _named(run, others)).encode(errors="replace"))
     return path
 
 
@@ -127,14 +128,14 @@ def _summary(run: _Run, others: list[_Run]) -> str:
     """One sentence that is true at whatever point the run is."""
     config, dense, done = run.config, run.last(DenseFinished), run.last(StageFinished)
     start = f"On {config.task}, {config.model} pruned by {config.method} (seed {config.seed})"
-    before = f"; the dense network had {accuracy(dense.test.accuracy)}" if dense else ""
+    before = f"; the dense network had {accuracy(dense.test.metric)}" if dense else ""
     if done is None:
         return f"{start} has finished no stage yet{before} (one seed: not a result)."
     verb = "ends" if run.status == "finished" else f"stands after {done.stage} of {len(config.stages)} stages"
     text = (
         f"{start} {verb} at sparsity {run.sparse(done)} of its prunable weights, {run.whole(done.kept)} for the whole"
     )
-    text += f" model, with {accuracy(done.test.accuracy)} test accuracy{before}"
+    text += f" model, with {accuracy(done.test.metric)} test accuracy{before}"
     for other in others:
         last = other.last(StageFinished)
         text += f"; {other.label} {_reached(other, last)}"
@@ -144,7 +145,7 @@ def _summary(run: _Run, others: list[_Run]) -> str:
 def _reached(other: _Run, last: StageFinished | None) -> str:
     if last is None:
         return "has finished no stage"
-    text = f"has {accuracy(last.test.accuracy)} at sparsity {other.sparse(last)}"
+    text = f"has {accuracy(last.test.metric)} at sparsity {other.sparse(last)}"
     return text if other.status == "finished" else f"{text} and is unfinished"
 
 
@@ -163,7 +164,7 @@ def _unfinished(run: _Run) -> str:
 def _stage_table(run: _Run, others: list[_Run]) -> str:
     chosen, finished = run.by_stage(MaskChosen), run.by_stage(StageFinished)
     theirs = [
-        {other.config.stages[stage - 1]: done.test.accuracy for stage, done in other.by_stage(StageFinished).items()}
+        {other.config.stages[stage - 1]: done.test.metric for stage, done in other.by_stage(StageFinished).items()}
         for other in others
     ]
     head = ["stage", "sparsity", "whole model", "winner", "ir", "swapped", "samples M", "selection", "test: this run"]
@@ -178,15 +179,15 @@ def _stage_table(run: _Run, others: list[_Run]) -> str:
                 run.whole(done.kept) if done else NOTHING,
                 *([_mask(mask.winner), f"{mask.ir:.4f}", _share(mask.swapped)] if mask else [NOTHING] * 3),
                 _range(started.samples.values()) if any(started.candidates) else NOTHING,
-                *([accuracy(done.selection.accuracy), accuracy(done.test.accuracy)] if done else ["unfinished"] * 2),
+                *([accuracy(done.selection.metric), accuracy(done.test.metric)] if done else ["unfinished"] * 2),
                 *(_maybe(known.get(run.config.stages[stage - 1])) for known in theirs),
             ]
         )
     if not rows:
         return "<p>No stage has begun.</p>"
     dense = [run.last(DenseFinished), *(other.last(DenseFinished) for other in others)]
-    selection = _maybe(dense[0].selection.accuracy if dense[0] else None)
-    scores = [_maybe(score.test.accuracy if score else None) for score in dense]
+    selection = _maybe(dense[0].selection.metric if dense[0] else None)
+    scores = [_maybe(score.test.metric if score else None) for score in dense]
     rows.insert(0, ["dense", sparsity(0.0, 1.0), "1.0x", *[NOTHING] * 4, selection, *scores])
     note = (
         "Sparsity: share of the prunable weights removed, and their compression; whole model: compression of all "
@@ -202,7 +203,7 @@ def _accuracy_chart(run: _Run, others: list[_Run]) -> str:
             "run": one.label,
             "sparsity": done.sparsity,
             "compression": one.compression(done),
-            "accuracy": done.test.accuracy,
+            "score": done.test.metric,
         }
         for one in (run, *others)
         for done in one.all(StageFinished)
@@ -210,7 +211,7 @@ def _accuracy_chart(run: _Run, others: list[_Run]) -> str:
     dense = run.last(DenseFinished)
     if not rows:
         return ""
-    score = dense.test.accuracy if dense else None
+    score = dense.test.metric if dense else None
     return _figure(charts.accuracy_chart(rows, score), charts.accuracy_sentence(rows, score))
 
 
@@ -238,7 +239,7 @@ def _candidates(run: _Run) -> str:
         won = (event.stage, event.candidate) in wins
         winners |= {place} if won else set()
         score = event.selection
-        judged = [accuracy(score.accuracy), f"{score.loss:.4f}"] if score else [NOTHING, NOTHING]
+        judged = [accuracy(score.metric), f"{score.loss:.4f}"] if score else [NOTHING, NOTHING]
         verdict = "winner" if won else f"failed: {event.failed}" if event.failed else ""
         rows.append(
             [str(event.stage), _mask(event.candidate), *judged, f"{event.ir:.4f}", _share(event.swapped), verdict]
@@ -247,13 +248,13 @@ def _candidates(run: _Run) -> str:
         {
             "stage": event.stage,
             "candidate": event.candidate,
-            "accuracy": event.selection.accuracy if event.selection else None,
+            "score": event.selection.metric if event.selection else None,
             "winner": (event.stage, event.candidate) in wins,
         }
         for event in scored
     ]
     head = ["stage", "mask", "accuracy that decides", "loss", "ir", "swapped", "verdict"]
-    known = any(point["accuracy"] is not None for point in points)
+    known = any(point["score"] is not None for point in points)
     picture = _figure(charts.candidates_chart(points), charts.candidates_sentence(points)) if known else ""
     table = _table(head, rows, marked=winners, kind="numbers candidates")
     return f"{picture}<details open><summary>All candidates</summary>{table}</details>"

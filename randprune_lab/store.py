@@ -46,6 +46,7 @@ from randprune_lab.events import (
     Warned,
     from_json,
 )
+from randprune_lab.files import write_atomically
 from randprune_lab.histogram import INFINITY_BIN, MagnitudeHistogram
 from randprune_lab.masks import unpack
 
@@ -64,20 +65,6 @@ def new_folder(config: RunConfig, *, parent: Path | None = None) -> Path:
     parent = runs_folder() if parent is None else parent
     names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 10_000))
     return next(parent / name for name in names if not (parent / name).exists())
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that it is either whole or not there: under another name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def record(folder: str | Path, stream: Iterator[Event | Checkpoint]) -> Iterator[Event]:
@@ -289,7 +276,8 @@ def _save(folder: Path, checkpoint: Checkpoint, lines: int) -> None:
         write_atomically(path, json.dumps(_histograms(checkpoint.tensors)))
     if progress.phase == "finished":
         model = {name[6:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model.")}
-        write_atomically(folder / "model" / "model.safetensors", save(model, {"format": "pt"}))
+        for name, content in {**checkpoint.files, "model.safetensors": save(model, {"format": "pt"})}.items():
+            write_atomically(folder / "model" / name, content)
     path = folder / "checkpoints" / f"{number:06d}-{what}.safetensors"
     write_atomically(path, save(checkpoint.tensors, metadata))
     _clear(folder, keep_all=read_config(folder).keep_stages == "all")
@@ -412,8 +400,8 @@ def stage_table(folder: str | Path) -> list[dict[str, Any]]:
                         "compression": prunable / kept,
                         "whole_model": parameters / (parameters - prunable + kept),
                         **(nothing if dense else chosen),
-                        "selection_accuracy": event.selection.accuracy,
-                        "accuracy": event.test.accuracy,
+                        "selection_score": event.selection.metric,
+                        "score": event.test.metric,
                     }
                 )
     return rows
@@ -428,7 +416,7 @@ class RunSummary:
     status: str
     stages_done: int
     sparsity: float | None
-    accuracy: float | None
+    score: float | None
 
 
 def runs(parent: Path | None = None) -> list[RunSummary]:
@@ -457,7 +445,7 @@ def summary(folder: Path) -> RunSummary:
         status,
         len(done),
         last.sparsity if last else None,
-        last.test.accuracy if last else None,
+        last.test.metric if last else None,
     )
 
 

@@ -1,93 +1,42 @@
-"""Data sets by name: three splits, of which each has one job."""
+"""Data sets by name."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Self
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from randprune_lab.checks import check_option
+from randprune_lab.config import RunConfig
+from randprune_lab.splits import Images, Split, Task
+from randprune_lab.texts import GLUE_TASKS, load_texts
 
-TASKS = ("digits",)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """``inputs`` (one row an example, as the model takes them) and ``labels`` (int64, from 0)."""
-
-    inputs: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be a split."""
-        if len(self.inputs) != len(self.labels) or self.labels.ndim != 1 or not len(self.labels):
-            raise ValueError(
-                f"a split has inputs of shape {tuple(self.inputs.shape)} and labels of shape "
-                f"{tuple(self.labels.shape)}: one label a row, at least one row. Pass labels of shape "
-                f"({len(self.inputs)},)."
-            )
-        if self.labels.dtype != torch.int64:
-            raise ValueError(f"labels have dtype {self.labels.dtype}: must be int64, from 0. Pass labels.long().")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> Split:
-        """The split on another device."""
-        return Split(self.inputs.to(device), self.labels.to(device))
+TASKS = ("digits", "sentences", "text", *GLUE_TASKS)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Task:
-    """A classification task: ``train`` teaches, ``selection`` decides which mask wins, ``test`` is only reported."""
-
-    name: str
-    train: Split
-    selection: Split
-    test: Split
-
-    @classmethod
-    def of(
-        cls, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, name: str = "own", share: float = 0.2
-    ) -> Self:
-        """Your own (inputs, labels): the share ``share`` of train, always the same one, is the selection split."""
-        for part, (inputs, labels) in (("train", train), ("test", test)):
-            if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or len(inputs) != len(labels):
-                raise ValueError(
-                    f"{part} is ({type(inputs).__name__} of {len(inputs)}, {type(labels).__name__} of {len(labels)}): "
-                    "must be two tensors of equal length, inputs and labels. Pass torch.as_tensor of both."
-                )
-        if not 0 < share < 1 or len(train[1]) < 2:
-            raise ValueError(
-                f"share = {share} of {len(train[1])} examples: must lie in (0, 1), of 2 examples or more, so that both "
-                "splits have some. Pass 0.2."
-            )
-        order = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(0))
-        held_out = min(max(1, round(share * len(order))), len(order) - 1)
-        parts = (order[held_out:], order[:held_out])
-        fit, selection = (Split(train[0][rows], train[1][rows]) for rows in parts)
-        return cls(name, fit, selection, Split(*test))
-
-    @property
-    def classes(self) -> int:
-        """One more than the largest label."""
-        return 1 + max(int(split.labels.max()) for split in (self.train, self.selection, self.test))
-
-    def to(self, device: torch.device) -> Task:
-        """The task on another device."""
-        return Task(self.name, self.train.to(device), self.selection.to(device), self.test.to(device))
+def is_text(task: str) -> bool:
+    """A model of this task needs a tokenizer."""
+    return task in TASKS and task != "digits"
 
 
-def load_task(name: str) -> Task:
-    """A data set by name.
+def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
+    """The data set that ``config`` names; texts need a ``tokenizer``.
 
     Raises:
-        ValueError: there is no such task (the nearest is named).
+        ValueError: there is no such task (the nearest is named), or its data cannot be used.
     """
-    check_option("task", name, TASKS)
-    return digits()
+    check_option("task", config.task, TASKS)
+    if config.task == "digits":
+        return digits()
+    if tokenizer is None:
+        raise ValueError(
+            f"task = {config.task!r}: needs a model with a tokenizer. Pass tiny-bert, a Hub id or a folder."
+        )
+    return load_texts(config, tokenizer)
 
 
 def digits() -> Task:
@@ -106,3 +55,18 @@ def digits() -> Task:
         return Split(torch.from_numpy(images[rows] / 16).float(), torch.from_numpy(labels[rows]).long())
 
     return Task("digits", split(train), split(selection), split(test))
+
+
+def as_images(task: Task, model: nn.Module) -> Task:
+    """A task of flat square pictures, as an image model of the transformers library takes them."""
+    settings: Any = getattr(model, "config", None)
+    pixels = task.train.inputs
+    if getattr(model, "main_input_name", "") != "pixel_values" or not isinstance(pixels, Tensor) or pixels.ndim != 2:
+        return task
+    side = round(pixels.shape[1] ** 0.5)
+
+    def picture(split: Split) -> Split:
+        flat: Any = split.inputs
+        return Split(Images(flat.view(-1, 1, side, side), settings.image_size, settings.num_channels), split.labels)
+
+    return task.changed(picture)

@@ -122,8 +122,8 @@ def print_runs(
                 "" if row["winner"] is None else f"{row['ir']:.4f}",
                 "" if row["winner"] is None else f"{row['swapped']:.1%}",
                 "" if plain or not row["samples"] else row["samples"],
-                f"{row['accuracy']:.1%}",
-                *(f"{tables[other][place]['accuracy']:.1%}" for other in others),
+                f"{row['score']:.1%}",
+                *(f"{tables[other][place]['score']:.1%}" for other in others),
             )
         )
     columns = ("stage", "sparsity", "prunable", "model", "winner", "ir", "swapped", "M", name, *others)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import accelerate
 import torch
@@ -12,13 +12,15 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from randprune_lab.config import RunConfig
-from randprune_lab.distill import Teacher, all_logits, task_loss
+from randprune_lab.distill import Features, Teacher, all_logits, features, loss_terms, total, wanted
 from randprune_lab.events import Score
 from randprune_lab.masks import Masks
+from randprune_lab.metrics import measure, task_loss
 from randprune_lab.sampling import seed_of
-from randprune_lab.tasks import Split, Task
+from randprune_lab.splits import Batch, Split, Task, Tokens
 
 LOSS_EVERY = 50  # steps between looks at the loss: each costs a GPU a stop
+POOL = 50  # batches among which texts of like length are put together
 
 
 class Diverged(RuntimeError):  # noqa: N818, what happened, not a fault of the program
@@ -45,20 +47,45 @@ class Session:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps an epoch; the last batch may be smaller."""
-        return math.ceil(len(self.task.train) / self.config.batch_size)
+        """Optimizer steps of an epoch of fine-tuning; the last batch may be smaller."""
+        return self.steps_of("fine-tuning")
 
-    def evaluate(self, split: Split) -> Score:
-        """Accuracy and mean cross-entropy on a split."""
+    def rows_of(self, phase: str) -> int:
+        """The rows of train that a phase learns from: the dense network sees only the data set's own."""
+        return self.task.original or len(self.task.train) if phase == "dense" else len(self.task.train)
+
+    def steps_of(self, phase: str) -> int:
+        """Optimizer steps of an epoch of a phase."""
+        all_rows = math.ceil(self.rows_of(phase) / self.config.batch_size)
+        most = self.config.max_steps_per_epoch
+        if phase == "emep":
+            most = self.config.emep_steps or most
+        return min(all_rows, most or all_rows)
+
+    def evaluate(self, split: Split, model: nn.Module | None = None) -> Score:
+        """The task's metrics and mean loss on a split."""
         with self.accelerator.autocast():
-            logits = all_logits(self.model, split.inputs)
-        accuracy = float((logits.argmax(dim=1) == split.labels).double().mean())
-        return Score(accuracy, float(task_loss(logits, split.labels)))
+            logits = all_logits(model or self.model, split.inputs)
+        labels = split.labels.to(logits.device)
+        others = {name: measure(name, logits, labels) for name in self.task.others}
+        return Score(measure(self.task.metric, logits, labels), float(task_loss(logits, labels)), others)
+
+    def report(self) -> Score:
+        """On the test split; what there is besides it stands among ``others``."""
+        score = self.evaluate(self.task.test)
+        for name, split in self.task.also.items():
+            more = self.evaluate(split)
+            score.others.update({f"{name} {self.task.metric}": more.metric} | _named(name, more.others))
+        return score
 
     @property
     def deciding_split(self) -> Split:
         """The split that patience and MCSS look at."""
         return self.task.test if self.config.select_on == "validation" else self.task.selection
+
+
+def _named(split: str, others: dict[str, float]) -> dict[str, float]:
+    return {f"{split} {name}": value for name, value in others.items()}
 
 
 class Phase:
@@ -70,10 +97,20 @@ class Phase:
     """
 
     def __init__(
-        self, session: Session, name: str, stage: int, masks: Masks, learning_rate: Callable[[int], float]
+        self,
+        session: Session,
+        name: str,
+        stage: int,
+        masks: Masks,
+        learning_rate: Callable[[int], float],
+        model: nn.Module | None = None,
     ) -> None:
         self.session, self.name, self.stage, self.learning_rate = session, name, stage, learning_rate
-        self.parameters = dict(session.model.named_parameters())
+        self.model = session.model if model is None else model
+        self.failed: Diverged | None = None
+        self.terms: dict[str, list[Tensor]] = {}
+        self.losses: list[Tensor] = []
+        self.parameters = dict(self.model.named_parameters())
         self.pruned: list[Tensor] = [self.parameters[name] for name in masks]
         self.factors = [mask.to(parameter.dtype) for mask, parameter in zip(masks.values(), self.pruned, strict=True)]
         self.optimizer = torch.optim.AdamW(
@@ -87,36 +124,33 @@ class Phase:
         Raises:
             Diverged: the loss became NaN or infinite.
         """
-        session = self.session
-        session.model.train()
-        losses: list[Tensor] = []
-        with torch.random.fork_rng():
-            for at, rows in enumerate(self._batches(number)):
-                step = number * session.steps_per_epoch + at
-                rate = self.learning_rate(step)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                _seed_dropout(seed_of(session.config.seed, self.stage, self.name, step), session.accelerator.device)
-                losses.append(self._step(rows))
-                if step % LOSS_EVERY == 0:
-                    self._check(losses, step)
-        self._check(losses, (number + 1) * session.steps_per_epoch - 1)
-        return float(torch.stack(losses).mean())
+        train_epoch(self.session, self.name, self.stage, number, [self])
+        if self.failed is not None:
+            raise self.failed
+        return float(torch.stack(self.losses).mean())
 
-    def _step(self, rows: Tensor) -> Tensor:
-        session, config = self.session, self.session.config
+    def mean_terms(self) -> dict[str, float]:
+        """The mean of each part of the loss over the last epoch, before its weight."""
+        return {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
+
+    def step(self, step: int, batch: Batch, labels: Tensor, taught: Features | None) -> None:
+        """One optimizer step, number ``step`` of the phase."""
+        session, config, device = self.session, self.session.config, self.session.accelerator.device
+        rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        seed_dropout(seed_of(config.seed, self.stage, self.name, step), device)
         with session.accelerator.autocast():
-            logits = session.model(session.task.train.inputs[rows])
-            loss = task_loss(logits, session.task.train.labels[rows])
-            if self.name != "dense":
-                loss = config.task_weight * loss
-            if session.teacher is not None:
-                loss = loss + session.teacher.loss(logits.float(), rows, config)
-        self.optimizer.zero_grad()
+            seen = features(self.model, batch, **wanted(config)) if taught else features(self.model, batch)
+            terms = loss_terms(seen, taught, batch, labels, config)
+            loss = total(terms, config, dense=self.name == "dense")
         session.accelerator.backward(loss)
         self.optimizer.step()
+        self.optimizer.zero_grad()  # at once: candidates in lockstep need not keep their gradients
         self._mask()
-        return loss.detach()
+        self.losses.append(loss.detach())
+        for name, term in terms.items():
+            self.terms.setdefault(name, []).append(term.detach())
 
     @torch.no_grad()
     def _mask(self) -> None:
@@ -136,22 +170,20 @@ class Phase:
         Raises:
             Diverged: the last step ruined the weights; the loss of training has not seen that.
         """
-        score = self.session.evaluate(self.session.deciding_split)
+        score = self.session.evaluate(self.session.deciding_split, self.model)
         if not math.isfinite(score.loss):
-            raise self._diverged((epoch + 1) * self.session.steps_per_epoch - 1)
+            raise self._diverged((epoch + 1) * self.session.steps_of(self.name) - 1)
         return score
 
-    def _batches(self, epoch: int) -> Iterator[Tensor]:
-        config, train = self.session.config, self.session.task.train
-        seed = seed_of(config.seed, self.stage, self.name, "order", epoch)
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).to(train.labels.device)
-        yield from torch.split(order, config.batch_size)
+    def check(self, step: int) -> None:
+        """Look at the losses so far, of which that of ``step`` is the last.
 
-    def _check(self, losses: list[Tensor], step: int) -> None:
-        finite = torch.isfinite(torch.stack(losses)).tolist()
+        Raises:
+            Diverged: one is NaN or infinite.
+        """
+        finite = torch.isfinite(torch.stack(self.losses)).tolist()
         if not all(finite):
-            first = step - len(finite) + 1 + finite.index(False)
-            raise self._diverged(first)
+            raise self._diverged(step - len(finite) + 1 + finite.index(False))
 
     def _diverged(self, step: int) -> Diverged:
         return Diverged(
@@ -176,7 +208,60 @@ class Phase:
             self.optimizer.state[parameter][key] = value.clone().to(place)
 
 
-def _seed_dropout(seed: int, device: torch.device) -> None:
+def train_epoch(session: Session, name: str, stage: int, number: int, phases: Iterable[Phase]) -> list[Phase]:
+    """Train phases of one name and stage in lockstep: the same batches in the same order, the teacher once for all.
+
+    ``phases`` may make them one by one, each when the one before has done its first step. One whose loss diverges is
+    left behind, and has ``failed``. What each comes to does not depend on which others are there. Returns all of them.
+    """
+    joined: list[Phase] = []
+    steps = session.steps_of(name)
+    with torch.random.fork_rng():
+        for at, rows in enumerate(_batches(session, name, stage, number)):
+            step = number * steps + at
+            batch, labels = session.task.train.batch(rows)
+            taught = None
+            if session.teacher is not None and name != "dense":
+                with session.accelerator.autocast():
+                    taught = session.teacher.features(batch, rows)
+            for phase in phases if at == 0 else [phase for phase in joined if phase.failed is None]:
+                if at == 0:
+                    phase.losses, phase.terms = [], {}
+                    phase.model.train()
+                    joined.append(phase)
+                phase.step(step, batch, labels, taught)
+                if step % LOSS_EVERY == 0 or at == steps - 1:
+                    try:
+                        phase.check(step)
+                    except Diverged as error:
+                        phase.failed = error
+    return joined
+
+
+def _batches(session: Session, name: str, stage: int, epoch: int) -> Iterator[Tensor]:
+    """Row numbers of an epoch's batches, where the labels are."""
+    config, train = session.config, session.task.train
+    generator = torch.Generator().manual_seed(seed_of(config.seed, stage, name, "order", epoch))
+    order = torch.randperm(session.rows_of(name), generator=generator)
+    if isinstance(train.inputs, Tokens):
+        batches = grouped(order, train.inputs.lengths, config.batch_size, generator)
+    else:
+        batches = list(torch.split(order.to(train.labels.device), config.batch_size))
+    yield from batches[: session.steps_of(name)]
+
+
+def grouped(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Rows in ``order``, those of like length together, in batches whose order is random again.
+
+    Less padding, still nearly random: within every ``POOL`` batches the rows are sorted by length.
+    """
+    pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(POOL * batch_size)]
+    batches = [batch for pool in pools for batch in pool.split(batch_size)]
+    return [batches[place] for place in torch.randperm(len(batches), generator=generator)]
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the ambient random state of the CPU and of ``device``."""
     torch.default_generator.manual_seed(seed)  # a hundred times cheaper than torch.manual_seed
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)

@@ -39,7 +39,7 @@ def rungs(*winners):
             "compression": 1 / (1 - sparsities[stage]),
             "winner": winner,
             "ir": None if winner is None else 0.01 / stage,
-            "accuracy": 0.97 - 0.01 * stage,
+            "score": 0.97 - 0.01 * stage,
         }
         for stage, winner in enumerate(winners)
     ]
@@ -198,7 +198,7 @@ def test_marks_of_runs(drawn):
     svg = charts.to_svg(drawn["ladder"].chart)
     for row in LADDER:
         assert f">{row['compression']:.1f}x<" in svg
-    assert f">{100 * LADDER[-1]['accuracy']:.1f} %<" in svg
+    assert f">{100 * LADDER[-1]['score']:.1f} %<" in svg
 
 
 def test_marks_of_weights(drawn, rows):

@@ -114,7 +114,7 @@ def test_options_and_files_make_the_config(command, monkeypatch, tmp_path):
     assert (config.target_ir, config.reach) == ((0.05, 0.01), None)
     rows = json.loads(out)["runs"]["randomized"]["stages"]
     assert [row["stage"] for row in rows] == [0, 1, 2]
-    assert rows[2]["accuracy"] == run.accuracy
+    assert rows[2]["score"] == run.score
 
 
 def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):

@@ -22,10 +22,9 @@ from small import (
 )
 from torch import nn
 
-from randprune_lab import engine
+from randprune_lab import engine, training
 from randprune_lab.checks import keep_count
 from randprune_lab.config import controls
-from randprune_lab.distill import Teacher
 from randprune_lab.events import (
     KINDS,
     CandidateScored,
@@ -233,9 +232,9 @@ def test_selection_follows_the_scores(monkeypatch):
     evaluate = Session.evaluate
     judged = []
 
-    def invented(self, split):
+    def invented(self, split, model=None):
         if split is not self.task.selection or current[-1] != "emep":
-            return evaluate(self, split)
+            return evaluate(self, split, model)
         judged.append(len(judged) % 3)
         return (Score(0.5, 1.0), Score(0.6, 2.0), Score(0.6, 1.5))[judged[-1]]
 
@@ -263,10 +262,11 @@ def test_candidates_start_from_the_same_weights_and_leave_none_behind(monkeypatc
     starts = {}
     begin = Phase.__init__
 
-    def watched(self, session, name, stage, masks, rate):
-        state = {key: tensor.clone() for key, tensor in session.model.state_dict().items()}
+    def watched(self, session, name, stage, masks, rate, *model):
+        trained = model[0] if model else session.model
+        state = {key: tensor.clone() for key, tensor in trained.state_dict().items()}
         starts.setdefault((name, stage), []).append(state)
-        begin(self, session, name, stage, masks, rate)
+        begin(self, session, name, stage, masks, rate, *model)
 
     monkeypatch.setattr(Phase, "__init__", watched)
     parts = tiny_parts()
@@ -283,13 +283,13 @@ def test_candidates_start_from_the_same_weights_and_leave_none_behind(monkeypatc
 
 
 def test_a_candidate_that_turns_nan_loses_with_a_reason_and_the_run_goes_on(monkeypatch):
-    phases, loss = watch_phases(monkeypatch), Teacher.loss
+    phases, loss = watch_phases(monkeypatch), training.total
 
-    def spoiled(self, logits, rows, config):
+    def spoiled(terms, config, *, dense=False):
         bad = phases[-1] == "emep" and phases.count("emep") in (1, 5)  # candidate 0 of stage 1, 1 of stage 2
-        return loss(self, logits, rows, config) + (math.nan if bad else 0.0)
+        return loss(terms, config, dense=dense) + (math.nan if bad else 0.0)
 
-    monkeypatch.setattr(Teacher, "loss", spoiled)
+    monkeypatch.setattr(training, "total", spoiled)
     parts = tiny_parts()
     items = list(engine.prune(tiny(), **parts))
     failed = {(e.stage, e.candidate): e.failed for e in of(items, CandidateScored) if e.selection is None}
@@ -302,13 +302,13 @@ def test_a_candidate_that_turns_nan_loses_with_a_reason_and_the_run_goes_on(monk
 
 
 def test_nan_in_fine_tuning_ends_the_run(monkeypatch):
-    phases, loss = watch_phases(monkeypatch), Teacher.loss
+    phases, loss = watch_phases(monkeypatch), training.total
 
-    def spoiled(self, logits, rows, config):
+    def spoiled(terms, config, *, dense=False):
         bad = phases[-1] == "fine-tuning" and phases.count("fine-tuning") == 2
-        return loss(self, logits, rows, config) + (math.nan if bad else 0.0)
+        return loss(terms, config, dense=dense) + (math.nan if bad else 0.0)
 
-    monkeypatch.setattr(Teacher, "loss", spoiled)
+    monkeypatch.setattr(training, "total", spoiled)
     said = []
     with pytest.raises(Diverged, match=r"in fine-tuning of stage 2 at step 0, learning rate 0\.01\."):
         said.extend(engine.prune(tiny(), **tiny_parts()))
@@ -388,7 +388,7 @@ def test_your_own_network_and_data():
     said = events(tiny(max_epochs=8, dense_epochs=8), model=model, data=tiny_task())
     assert said[0].prunable == {"0.weight": 8 * 24, "4.weight": 24 * 12, "5.weight": 12 * 3}
     assert (said[0].config["model"], said[0].config["task"]) == ("object", "object")
-    assert of(said, DenseFinished)[0].test.accuracy > 0.8
+    assert of(said, DenseFinished)[0].test.metric > 0.8
     for name, weight in prunable_weights(model).items():  # pruned in place
         assert int((weight != 0).sum()) == keep_count(weight.numel(), 0.9), name
 
@@ -451,11 +451,11 @@ def scripted(monkeypatch, accuracies):
     """Fine-tuning of the first stage scores these accuracies, epoch by epoch."""
     phases, evaluate, left = watch_phases(monkeypatch), Session.evaluate, list(accuracies)
 
-    def invented(self, split):
+    def invented(self, split, model=None):
         mine = phases and phases[-1] == "fine-tuning" and phases.count("fine-tuning") == 1
         if mine and split is self.deciding_split and left:
             return Score(left.pop(0), 1.0)
-        return evaluate(self, split)
+        return evaluate(self, split, model)
 
     monkeypatch.setattr(Session, "evaluate", invented)
 
@@ -545,7 +545,7 @@ def test_splits_that_differ_in_shape_are_refused():
         (torch.ones(4, 8), torch.zeros(3, dtype=torch.int64), "one label a row"),
         (torch.ones(4, 8), torch.zeros(4, 1, dtype=torch.int64), "one label a row"),
         (torch.ones(0, 8), torch.zeros(0, dtype=torch.int64), "at least one row"),
-        (torch.ones(4, 8), torch.zeros(4), r"dtype torch.float32: must be int64.*Pass labels.long\(\)"),
+        (torch.ones(4, 8), torch.zeros(4).double(), r"dtype torch.float64: must be int64.*Pass labels.long\(\)"),
     ],
 )
 def test_what_is_no_split_is_refused(inputs, labels, match):

@@ -155,9 +155,9 @@ def test_ir_of_nothing_pruned_is_zero(histogram):
 def test_ladder_tells_a_run_from_its_folder(tmp_path):
     rows = figures.ladder_rows(store.stage_table(recorded(tmp_path, story())))
     assert rows == [
-        {"stage": 0, "sparsity": 0.0, "compression": 1.0, "winner": None, "ir": None, "accuracy": 0.9612},
-        {"stage": 1, "sparsity": 0.5, "compression": 2.0, "winner": "random", "ir": 0.0123, "accuracy": 0.9434},
-        {"stage": 2, "sparsity": 0.9375, "compression": 16.0, "winner": "random", "ir": 0.0123, "accuracy": 0.9334},
+        {"stage": 0, "sparsity": 0.0, "compression": 1.0, "winner": None, "ir": None, "score": 0.9612},
+        {"stage": 1, "sparsity": 0.5, "compression": 2.0, "winner": "random", "ir": 0.0123, "score": 0.9434},
+        {"stage": 2, "sparsity": 0.9375, "compression": 16.0, "winner": "random", "ir": 0.0123, "score": 0.9334},
     ]
     plain = {**store.stage_table(tmp_path)[1], "winner": 0, "ir": 0.0}
     assert figures.ladder_rows([plain])[0]["winner"] == "plain"
@@ -167,7 +167,7 @@ def test_ladder_tells_a_run_from_its_folder(tmp_path):
 def table(*accuracies):
     sparsities = (0.0, 0.5, 0.9375)[: len(accuracies)]
     return [
-        {"stage": stage, "sparsity": s, "compression": 1 / (1 - s), "accuracy": accuracy}
+        {"stage": stage, "sparsity": s, "compression": 1 / (1 - s), "score": accuracy}
         for stage, (s, accuracy) in enumerate(zip(sparsities, accuracies, strict=True))
     ]
 
@@ -183,7 +183,7 @@ def test_accuracy_has_the_t_interval_over_seeds():
     ]
     for row, values in zip(rows[:2], [(0.95, 0.96, 0.955), (0.94, 0.93, 0.95)], strict=True):
         low, high = scipy.stats.t.interval(0.95, 2, np.mean(values), scipy.stats.sem(values))
-        assert (row["accuracy"], row["low"], row["high"]) == pytest.approx((np.mean(values), low, high))
+        assert (row["score"], row["low"], row["high"]) == pytest.approx((np.mean(values), low, high))
         assert row["compression"] == 1 / (1 - row["sparsity"])
     assert (rows[2]["high"], rows[3]["low"], rows[3]["high"]) == (1.0, None, None)  # 2 seeds: cut at 100 %
     assert rows[2]["low"] == pytest.approx(0.89 - 12.706 * 0.01, abs=1e-4)
@@ -191,7 +191,7 @@ def test_accuracy_has_the_t_interval_over_seeds():
 
 def test_equal_seeds_have_an_interval_of_no_width_and_no_runs_no_rows():
     (row,) = figures.accuracy_rows({"imp": [table(0.5), table(0.5)]})
-    assert (row["low"], row["accuracy"], row["high"]) == (0.5, 0.5, 0.5)
+    assert (row["low"], row["score"], row["high"]) == (0.5, 0.5, 0.5)
     assert figures.accuracy_rows({}) == figures.accuracy_rows({"imp": []}) == figures.accuracy_rows({"imp": [[]]}) == []
 
 

@@ -212,7 +212,7 @@ def symbols(svg, role="mark-symbol"):
 
 
 ACCURACIES = [
-    {"run": run, "sparsity": s, "compression": 1 / (1 - s), "accuracy": 0.9}
+    {"run": run, "sparsity": s, "compression": 1 / (1 - s), "score": 0.9}
     for run in ("this run", "imp", "imp-matched")
     for s in (0.5, 0.9)
 ]
@@ -220,7 +220,7 @@ CANDIDATES = [
     {
         "stage": stage,
         "candidate": number,
-        "accuracy": None if number == 3 else 0.8 + number / 100,
+        "score": None if number == 3 else 0.8 + number / 100,
         "winner": number == 2,
     }
     for stage in (1, 2)

@@ -152,15 +152,15 @@ def test_stopped_right_after_resuming_at_a_boundary_nothing_judged_is_lost(tmp_p
 
 
 def test_a_failed_candidate_stays_failed(tmp_path, monkeypatch):
-    from randprune_lab.distill import Teacher
+    from randprune_lab import training
 
-    loss, calls = Teacher.loss, []
+    loss, calls = training.total, []
 
-    def spoiled(self, logits, rows, config):
-        calls.append(1)
-        return loss(self, logits, rows, config) + (float("nan") if len(calls) == 1 else 0.0)
+    def spoiled(terms, config, *, dense=False):
+        calls.extend([1] * (not dense))
+        return loss(terms, config, dense=dense) + (float("nan") if len(calls) == 1 and not dense else 0.0)
 
-    monkeypatch.setattr(Teacher, "loss", spoiled)
+    monkeypatch.setattr(training, "total", spoiled)
     stop_after(tmp_path, tiny(), 9, **tiny_parts())
     go_on(tmp_path, tiny(), **tiny_parts())
     first = next(event for event in store.story(tmp_path) if isinstance(event, CandidateScored))

@@ -117,7 +117,7 @@ def test_the_finished_model_loads_with_plain_safetensors(finished):
 
     test = digits().test
     accuracy = float((model(test.inputs).argmax(dim=1) == test.labels).double().mean())
-    assert store.story(finished)[-1].test.accuracy == pytest.approx(accuracy)
+    assert store.story(finished)[-1].test.metric == pytest.approx(accuracy)
 
 
 def test_histograms_count_what_is_kept(finished):
@@ -474,9 +474,9 @@ def test_runs_are_listed_as_finished_stopped_or_running(tmp_path, monkeypatch):
     found = store.runs()
     assert [(run.folder.name, run.status) for run in found] == [("1", "finished"), ("2", "stopped"), ("3", "running")]
     last = store.story(tmp_path / "1")[-1]
-    assert (found[0].stages_done, found[0].sparsity, found[0].accuracy) == (2, last.sparsity, last.test.accuracy)
+    assert (found[0].stages_done, found[0].sparsity, found[0].score) == (2, last.sparsity, last.test.metric)
     assert (found[1].stages_done, found[1].config.method) == (1, "imp")
-    assert (found[2].stages_done, found[2].sparsity, found[2].accuracy) == (0, None, None)
+    assert (found[2].stages_done, found[2].sparsity, found[2].score) == (0, None, None)
     working.close()
     assert [run.status for run in store.runs(tmp_path)] == ["finished", "stopped", "stopped"]
 

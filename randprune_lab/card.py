@@ -1,0 +1,212 @@
+"""The model card of a finished run: the ``README.md`` of its ``model/`` folder in the Hub's form, from its events.
+
+It names nobody's folders: of a local model or data set only the last part of its path is told.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import TypeVar
+
+from randprune_lab.benefit import Benefit, benefit_sentences
+from randprune_lab.config import RunConfig
+from randprune_lab.events import DenseFinished, Event, MaskChosen, RunStarted, Score, StageFinished
+from randprune_lab.models import MODELS
+
+GIVEN = "object"  # what the configuration says of a model or data that were given from Python
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+HUB_METRICS = {"matthews": "matthews_correlation", "spearman": "spearmanr", "pearson": "pearsonr"}
+EventT = TypeVar("EventT", bound=Event)
+
+
+def model_card(
+    story: Sequence[Event], config: RunConfig, benefit: Benefit | None = None, *, auto_class: str | None = None
+) -> str:
+    """``README.md`` of a finished network: what it is, how it was pruned, how well it does, how to load it.
+
+    Args:
+        story: the run's events (``store.story(folder)``).
+        config: its configuration.
+        benefit: what sparsity bought; None: not measured.
+        auto_class: transformers' class that loads it, such as "AutoModelForSequenceClassification"; None: a plain
+            network.
+
+    Raises:
+        ValueError: no stage is finished.
+    """
+    started, dense, done = _last(story, RunStarted), _last(story, DenseFinished), _last(story, StageFinished)
+    if started is None or done is None:
+        raise ValueError("the run has finished no stage: there is no pruned network to describe. Finish the run first.")
+    parts = [
+        _front_matter(config, started, auto_class),
+        f"# {_shown(config.model)} on {_data(config)}, pruned to sparsity {done.sparsity:.4g}",
+        _summary(config, started, dense, done),
+        _warning(config),
+        "## Scores",
+        _stage_table(story, config, started, dense),
+        "## How it was pruned",
+        _settings(config, started),
+        "## Sparsity of every pruned tensor",
+        _tensor_table(started, _last(story, MaskChosen)),
+        "## What sparsity bought",
+        "\n".join(f"- {sentence}" for sentence in benefit_sentences(benefit)) if benefit else "Not measured.",
+        "## How to load it",
+        _loading(config, auto_class),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _last(story: Sequence[Event], kind: type[EventT]) -> EventT | None:
+    return next((event for event in reversed(story) if isinstance(event, kind)), None)
+
+
+def _front_matter(config: RunConfig, started: RunStarted, auto_class: str | None) -> str:
+    """What the Hub reads: YAML, in which every JSON string is a string."""
+    fields: dict[str, str | list[str]] = {"library_name": "transformers" if auto_class else "pytorch"}
+    if _is_hub_id(config.model):
+        fields["base_model"] = config.model
+    if _has_dataset(config) and _is_hub_id(config.dataset):
+        fields["datasets"] = [config.dataset]
+    fields["metrics"] = [HUB_METRICS.get(started.metric, started.metric)]
+    fields["tags"] = ["pruning", "sparsity", "randprune-lab"]
+    return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
+
+
+def _is_hub_id(name: str) -> bool:
+    """Not a network of our own, not an object, not a folder."""
+    return bool(HUB_ID.fullmatch(name)) and name not in (*MODELS, GIVEN) and not Path(name).exists()
+
+
+def _has_dataset(config: RunConfig) -> bool:
+    """Digits and generated sentences bring their own."""
+    return config.task == "text" or config.task.startswith("glue/")
+
+
+def _shown(name: str) -> str:
+    """A Hub id, a function or a network as it is; of a path only the last part."""
+    if name == GIVEN:
+        return "a model of one's own"
+    local = re.search(r"[/\\]", name) and not _is_hub_id(name)
+    return PureWindowsPath(name).name if local else name  # it knows / and \ alike
+
+
+def _data(config: RunConfig) -> str:
+    if config.task == GIVEN:
+        return "data of one's own"
+    if not _has_dataset(config):
+        return config.task
+    return f"{config.task} ({', '.join(_shown(part) for part in config.dataset.split(','))})"
+
+
+def _summary(config: RunConfig, started: RunStarted, dense: DenseFinished | None, done: StageFinished) -> str:
+    prunable = sum(started.prunable.values())
+    whole = started.parameters - prunable + done.kept
+    text = (
+        f"Pruned with RandPrune Lab by the method `{config.method}` (arXiv 2310.13183). Of {prunable:,} prunable "
+        f"weights {done.kept:,} are kept: sparsity {done.sparsity:.4f}, {prunable / done.kept:.1f}x. Of all "
+        f"{started.parameters:,} parameters of the model {whole:,} are left: {started.parameters / whole:.1f}x. What "
+        "was pruned is stored as zeros, in tensors of their usual names and shapes."
+    )
+    score = f"On the test split its {started.metric} is {_score(done.test)}"
+    before = f"; that of the dense network was {_score(dense.test)}" if dense else ""
+    return f"{text}\n\n{score}{before}."
+
+
+def _score(score: Score) -> str:
+    others = ", ".join(f"{name} {value:.4f}" for name, value in score.others.items())
+    return f"{score.metric:.4f}{f' ({others})' if others else ''}"
+
+
+def _warning(config: RunConfig) -> str:
+    lines = [
+        f"> **One seed is no result.** These numbers are of one run with seed {config.seed}. Other seeds give others: "
+        "compare methods over several."
+    ]
+    if config.select_on == "validation":
+        lines.append(
+            ">\n> **Optimistic.** The test split itself chose the masks (select_on = validation, as in the paper): on "
+            "data that chose nothing the score would be lower."
+        )
+    return "\n".join(lines)
+
+
+def _stage_table(story: Sequence[Event], config: RunConfig, started: RunStarted, dense: DenseFinished | None) -> str:
+    chosen = {event.stage: event for event in story if isinstance(event, MaskChosen)}
+    rows = [["dense", "0", "", "", _score(dense.selection), _score(dense.test)]] if dense else []
+    for done in (event for event in story if isinstance(event, StageFinished)):
+        mask = chosen.get(done.stage)
+        winner = ("plain magnitude" if mask.winner == 0 else f"random, no. {mask.winner}") if mask else ""
+        ir = f"{mask.ir:.4f}" if mask else ""
+        rows.append(
+            [str(done.stage), f"{done.sparsity:.4f}", winner, ir, _score(done.selection), _score(done.test)],
+        )
+    head = ["stage", "sparsity", "mask", "ir", f"selection {started.metric}", f"test {started.metric}"]
+    note = "ir: introduced randomness of the mask against plain magnitude (Eq. 1 of the paper)."
+    if config.select_on == "selection":
+        note += " The selection split, held out of the training data, chose the masks; the test split chose nothing."
+    if config.task.startswith("glue/"):
+        note += " The test split is GLUE's validation split: the labels of its own are not public."
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def _settings(config: RunConfig, started: RunStarted) -> str:
+    """The settings that the result hangs on, by their names in the configuration; those that are off are left out."""
+    names = ["task", "method", "stages", "scope", "include", "exclude"]
+    if config.method != "imp":
+        names += ["candidates", "randomness", *_randomness(config), "reach", "ties"]
+    if config.method == "randomized":
+        names += ["emep_epochs", "emep_steps", "emep_learning_rate"]
+    names += ["dense_epochs", "max_epochs", "max_steps_per_epoch", "patience", "learning_rate", "batch_size"]
+    names += ["augment", "augment_model", "unlabelled", "teacher", "layer_map", "select_on"]
+    names += [name for name in RunConfig.model_fields if name.endswith("_weight")]  # of the loss and its distillation
+    names += ["temperature", "seed", "precision"]
+    values = {name: getattr(config, name) for name in names}
+    for name in {"teacher", "augment_model"} & values.keys():
+        values[name] = _shown(values[name])
+    if "emep_learning_rate" in values:
+        values["emep_learning_rate"] = config.early_learning_rate
+    lines = [f"- {name}: {_plain(value)}" for name, value in values.items() if value not in ((), "")]
+    lines.append(f"- device: {started.device}, torch {started.torch}")
+    return "\n".join(lines)
+
+
+def _randomness(config: RunConfig) -> list[str]:
+    """What says how random: samples and power, or what they were found from."""
+    if config.randomness == "target_ir":
+        return ["target_ir", "samples"]
+    return ["samples" if config.randomness == "fixed" else "sampling_ratio", "power"]
+
+
+def _plain(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+    return f"`{text}`"
+
+
+def _tensor_table(started: RunStarted, mask: MaskChosen | None) -> str:
+    kept = {name: int(facts["kept"]) for name, facts in mask.tensors.items()} if mask else {}
+    rows = [
+        [f"`{name}`", f"{size:,}", f"{kept[name]:,}", f"{1 - kept[name] / size:.4f}"]
+        for name, size in started.prunable.items()
+        if name in kept
+    ]
+    return _table(["tensor", "weights", "kept", "sparsity"], rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _loading(config: RunConfig, auto_class: str | None) -> str:
+    if auto_class:
+        code = f"from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained(folder)"
+        return f"```python\n{code}\n```"
+    code = 'from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file(f"{folder}/model.safetensors"))'
+    if config.model != GIVEN:
+        build = f"model = build_model({json.dumps(_shown(config.model))}, seed={config.seed})\n"
+        code = code.replace("\n\n", f"\nfrom randprune_lab.models import build_model\n\n{build}")
+    text = f"```python\n{code}\n```"
+    return f"`model` is the network that was given from Python.\n\n{text}" if config.model == GIVEN else text

@@ -1,0 +1,48 @@
+"""Files: written whole or not at all, and results that are kept because they cost time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that it is either whole or not there: under another name first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where tokenized and augmented texts are kept: the folder that RANDPRUNE_CACHE names, else ~/.cache/randprune."""
+    return Path(os.environ.get("RANDPRUNE_CACHE") or Path.home() / ".cache" / "randprune")
+
+
+def remembered(kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that ``make`` makes; from disk if they were made before under this ``kind`` and ``key`` (a digest).
+
+    A damaged file is made again; where nothing can be written, nothing is kept.
+    """
+    path = cache_folder() / kind / f"{key}.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except (OSError, SafetensorError):
+        tensors = make()
+    try:
+        write_atomically(path, save(tensors))
+    except OSError:  # a full or read-only disk: it only costs the time again
+        pass
+    return tensors

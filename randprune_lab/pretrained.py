@@ -1,0 +1,141 @@
+"""Transformers: networks and tokenizers by Hub id or folder, what their tokens cost, and the files that let others load them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+from randprune_lab import sentences, tiny
+
+TINY = ("tiny-bert", "tiny-vit")
+OFFLINE = "Without a network, pass a folder that save_pretrained wrote; tiny-bert, tiny-vit and mlp need none."
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. One without a padding token (GPT-2) pads with its end-of-text token, masked out.
+
+    Raises:
+        ValueError: none can be loaded, or it cannot pad.
+    """
+    if name == "tiny-bert":
+        return sentences.tokenizer()
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:  # of many libraries
+            raise ValueError(
+                f"model = {name!r}: its tokenizer cannot be loaded ({_short(error)}). {OFFLINE}"
+            ) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"model = {name!r}: its tokenizer has neither padding nor end token. Add a pad_token to it."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def load_network(
+    name: str, *, outputs: int, labels: tuple[str, ...] = (), regression: bool = False, images: bool, eager: bool
+) -> nn.Module:
+    """A classifier for texts or images by Hub id or folder, in float32; only safetensors, no code from elsewhere.
+
+    A new head is initialized from the ambient random state. ``eager``: attention whose scores can be seen.
+
+    Raises:
+        ValueError: it cannot be loaded, is no network for such data, or has a head for another task.
+    """
+    heads: dict[str, Any] = {"num_labels": outputs}
+    if labels:
+        heads |= {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
+    if eager:
+        heads["attn_implementation"] = "eager"
+    if name in TINY:
+        heads.pop("num_labels")
+        return (tiny.tiny_vit if name == "tiny-vit" else tiny.tiny_bert)(outputs, **heads)
+    from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    with _quiet():
+        try:
+            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:  # of many libraries
+            raise ValueError(f"model = {name!r}: cannot be loaded ({_short(error)}). {OFFLINE}") from error
+        trained = any("Classification" in kind for kind in settings.architectures or ())
+        if trained and settings.num_labels != outputs:
+            task = "regression" if regression else f"{outputs} classes"
+            raise ValueError(
+                f"model = {name!r}: its head has {settings.num_labels} outputs, the task needs {outputs} ({task}). Pass "
+                "a model without a head (the pretrained one), or one that was fine-tuned on this task."
+            )
+        if regression:
+            heads["problem_type"] = "regression"
+        try:
+            model, found = auto.from_pretrained(
+                name,
+                dtype=torch.float32,  # transformers would keep a checkpoint's half precision, and train in it
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **heads,
+            )
+        except Exception as error:  # of many libraries
+            raise ValueError(f"model = {name!r}: cannot be loaded ({_short(error)}). {OFFLINE}") from error
+    missing = [key for key in found["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
+    blocks = [key for key in missing if "pooler" not in key]
+    if blocks:
+        raise ValueError(
+            f"model = {name!r}: holds no weights for {blocks[0]} and {len(blocks) - 1} more. Pass a whole checkpoint."
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def is_pretrained(model: nn.Module) -> bool:
+    """It is a network of the transformers library."""
+    return hasattr(model, "save_pretrained") and hasattr(model, "config")
+
+
+def companions(model: nn.Module, tokenizer: Any) -> dict[str, bytes]:
+    """What ``from_pretrained`` needs beside the weights, by file name: configuration and tokenizer."""
+    if not is_pretrained(model):
+        return {}
+    settings: Any = model.config
+    settings.architectures = [type(model).__name__]
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        for part in (settings, tokenizer):
+            if part is not None:
+                part.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:250]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers reports on standard error what is said here in events and errors."""
+    from transformers.utils import logging as theirs
+
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity(logging.CRITICAL)
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()

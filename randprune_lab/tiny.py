@@ -1,0 +1,53 @@
+"""Transformers small enough to train from scratch on a laptop: a BERT for ``sentences``, a ViT for digits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from randprune_lab import sentences
+
+if TYPE_CHECKING:
+    from transformers import BertForSequenceClassification, ViTForImageClassification
+
+
+def tiny_bert(labels: int = 2, **changes: Any) -> BertForSequenceClassification:
+    """A BERT for what ``sentences.tokenizer()`` gives, freshly initialized from the ambient random state.
+
+    ``changes`` go to ``transformers.BertConfig``, for example ``attn_implementation="eager"``.
+    """
+    from transformers import BertConfig, BertForSequenceClassification
+
+    words = len(sentences.SPECIAL) + len(sentences.vocabulary())
+    sizes: dict[str, Any] = {
+        "vocab_size": words,
+        "pad_token_id": sentences.SPECIAL.index("[PAD]"),
+        "max_position_embeddings": sentences.LONGEST,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "num_labels": labels,
+    }
+    return BertForSequenceClassification(BertConfig(**(sizes | changes)))
+
+
+def tiny_vit(labels: int = 10, **changes: Any) -> ViTForImageClassification:
+    """A ViT for images of shape (1, 8, 8) such as scikit-learn's digits, freshly initialized from the ambient state.
+
+    ``changes`` go to ``transformers.ViTConfig``, for example ``attn_implementation="eager"``.
+    """
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes: dict[str, Any] = {
+        "image_size": 8,
+        "patch_size": 2,
+        "num_channels": 1,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "num_labels": labels,
+    }
+    return ViTForImageClassification(ViTConfig(**(sizes | changes)))
