@@ -12,11 +12,10 @@ from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
 from randprune_lab.benefit import Benefit, benefit_sentences
-from randprune_lab.config import RunConfig
+from randprune_lab.config import OBJECT, RunConfig
 from randprune_lab.events import DenseFinished, Event, MaskChosen, RunStarted, Score, StageFinished
 from randprune_lab.models import MODELS
 
-GIVEN = "object"  # what the configuration says of a model or data that were given from Python
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 HUB_METRICS = {"matthews": "matthews_correlation", "spearman": "spearmanr", "pearson": "pearsonr"}
 EventT = TypeVar("EventT", bound=Event)
@@ -77,7 +76,7 @@ def _front_matter(config: RunConfig, started: RunStarted, auto_class: str | None
 
 def _is_hub_id(name: str) -> bool:
     """Not a network of our own, not an object, not a folder."""
-    return bool(HUB_ID.fullmatch(name)) and name not in (*MODELS, GIVEN) and not Path(name).exists()
+    return bool(HUB_ID.fullmatch(name)) and name not in (*MODELS, OBJECT) and not Path(name).exists()
 
 
 def _has_dataset(config: RunConfig) -> bool:
@@ -87,14 +86,14 @@ def _has_dataset(config: RunConfig) -> bool:
 
 def _shown(name: str) -> str:
     """A Hub id, a function or a network as it is; of a path only the last part."""
-    if name == GIVEN:
+    if name == OBJECT:
         return "a model of one's own"
     local = re.search(r"[/\\]", name) and not _is_hub_id(name)
     return PureWindowsPath(name).name if local else name  # it knows / and \ alike
 
 
 def _data(config: RunConfig) -> str:
-    if config.task == GIVEN:
+    if config.task == OBJECT:
         return "data of one's own"
     if not _has_dataset(config):
         return config.task
@@ -205,8 +204,8 @@ def _loading(config: RunConfig, auto_class: str | None) -> str:
         code = f"from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained(folder)"
         return f"```python\n{code}\n```"
     code = 'from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file(f"{folder}/model.safetensors"))'
-    if config.model != GIVEN:
+    if config.model != OBJECT:
         build = f"model = build_model({json.dumps(_shown(config.model))}, seed={config.seed})\n"
         code = code.replace("\n\n", f"\nfrom randprune_lab.models import build_model\n\n{build}")
     text = f"```python\n{code}\n```"
-    return f"`model` is the network that was given from Python.\n\n{text}" if config.model == GIVEN else text
+    return f"`model` is the network that was given from Python.\n\n{text}" if config.model == OBJECT else text

@@ -67,19 +67,20 @@ def sparsity(value: float, compression: float | None = None) -> str:
     return f"{value:.4f} ({1 / (1 - value) if compression is None else compression:.1f}x)"
 
 
-def accuracy_chart(rows: Rows, dense: float | None = None) -> alt.LayerChart:
-    """Test accuracy at the end of each stage, a line for each run; bars are intervals over seeds.
+def accuracy_chart(rows: Rows, dense: float | None = None, metric: str = "accuracy") -> alt.LayerChart:
+    """Test accuracy, or another ``metric``, at the end of each stage, a line for each run; bars: intervals over seeds.
 
     Args:
-        rows: run (a label), sparsity, compression (of the prunable weights), accuracy (in [0, 1]); in order of stages.
+        rows: run (a label), sparsity, compression (of the prunable weights), score (1 is best); in order of stages.
             Over several seeds also low, high and seeds, as ``figures.accuracy_rows`` gives them.
-        dense: test accuracy of the dense network, a rule across; None: unknown yet.
+        dense: test score of the dense network, a rule across; None: unknown yet.
+        metric: its name as people read it.
     """
     runs = list(dict.fromkeys(row["run"] for row in rows))
     steps = sorted({row["compression"] for row in rows}) or [1.0]
     points = _side_by_side(rows, runs)
     bars = [point for point in points if point.get("low") is not None]
-    test = f"test accuracy (%){', mean and 95 % interval' if bars else ''}"
+    test = f"test {metric} (%){', mean and 95 % interval' if bars else ''}"
     y = alt.Y("score:Q", title=test, scale=alt.Scale(zero=False), axis=percent_axis())
     lines = of_rows(points).encode(
         x=_compressions(steps),
@@ -101,10 +102,10 @@ def accuracy_chart(rows: Rows, dense: float | None = None) -> alt.LayerChart:
             rule.mark_rule(color=GREY, strokeDash=[1, 3]),
             rule.mark_text(color=GREY, align="left", dx=5, x=WIDTH).encode(text="text:N"),
         ]
-    return layered(layers, "Does accuracy survive as weights are removed?", accuracy_sentence(rows, dense))
+    return layered(layers, f"Does {metric} survive as weights are removed?", accuracy_sentence(rows, dense, metric))
 
 
-def accuracy_sentence(rows: Rows, dense: float | None = None) -> str:
+def accuracy_sentence(rows: Rows, dense: float | None = None, metric: str = "accuracy") -> str:
     """First and last stage of each run, in words, with their intervals over seeds where the rows tell the seeds."""
     parts = []
     for run in dict.fromkeys(row["run"] for row in rows):
@@ -112,7 +113,7 @@ def accuracy_sentence(rows: Rows, dense: float | None = None) -> str:
         first, last = own[0], own[-1]
         text = f"{run} {_measured(last)} at sparsity {sparsity(last['sparsity'], last['compression'])}"
         parts.append(text + (f", {_measured(first)} at {first['sparsity']:.4f}" if len(own) > 1 else ""))
-    start = "Test accuracy" if dense is None else f"Test accuracy (dense network: {accuracy(dense)})"
+    start = f"Test {metric}" if dense is None else f"Test {metric} (dense network: {accuracy(dense)})"
     return f"{start}: {'; '.join(parts) or 'no stage is finished'}."
 
 
@@ -132,7 +133,7 @@ def _compressions(steps: Sequence[float]) -> alt.X:
 
 
 def _measured(row: Row) -> str:
-    """An accuracy, with what is known of its spread."""
+    """A score, with what is known of its spread."""
     text = accuracy(row["score"])
     if "seeds" not in row:
         return text
@@ -148,11 +149,12 @@ def _side_by_side(rows: Rows, runs: list[str]) -> list[dict[str, Any]]:
     return [{**row, "x": row["compression"] * shift[row["run"]]} for row in rows]
 
 
-def candidates_chart(rows: Rows) -> alt.LayerChart:
+def candidates_chart(rows: Rows, metric: str = "accuracy") -> alt.LayerChart:
     """Every candidate's score, stage by stage; a failed one has none and is left out.
 
     Args:
-        rows: stage, candidate (0 is the plain mask), accuracy (in [0, 1] or None), winner (bool).
+        rows: stage, candidate (0 is the plain mask), score (1 is best; or None), winner (bool).
+        metric: the name of what is scored.
     """
     kinds = [PLAIN, RANDOM, WINNER]
     scored = [row for row in rows if row["score"] is not None]
@@ -162,7 +164,7 @@ def candidates_chart(rows: Rows) -> alt.LayerChart:
     points = of_rows(marks).encode(
         x=alt.X("stage:O", title=within, axis=alt.Axis(labelAngle=0)),
         xOffset=alt.XOffset("candidate:O"),
-        y=alt.Y("score:Q", title="accuracy that decides (%)", scale=alt.Scale(zero=False), axis=percent_axis()),
+        y=alt.Y("score:Q", title=f"{metric} that decides (%)", scale=alt.Scale(zero=False), axis=percent_axis()),
         color=alt.Color("kind:N", scale=by_name(kinds, (VERMILION, BLUE, GREEN)), title=None),
         shape=alt.Shape("kind:N", scale=by_name(kinds, ("square", "circle", "diamond")), title=None),
     )

@@ -26,6 +26,7 @@ from randprune_lab.terminal import (
     print_claims,
     print_json,
     print_runs,
+    print_sizes,
     print_table,
     print_tensors,
     say,
@@ -65,27 +66,52 @@ def _app() -> typer.Typer:
         help="A lab for randomized iterative magnitude pruning (arXiv 2310.13183).",
     )
     app.command("run", help=_RUN_HELP)(_run_command() if sys.argv[1:2] == ["run"] else lambda: None)
-    for command in (resume, runs, report, explore, bench):
+    for command in (resume, runs, report, explore, pack, unpack, bench):
         app.command()(command)
     return app
 
 
-_RUN_HELP = "Prune a network: without options, on real handwritten digits, beside a control of equal budget."
+_RUN_HELP = (
+    "Prune a network: without options, on real handwritten digits, beside a control of equal budget. With a --task of "
+    "GLUE the defaults are what the paper used for it (--preset)."
+)
+_Track = Annotated[str, typer.Option(help="Log to tensorboard, mlflow, trackio or wandb, too (comma-separated).")]
 
 
 def _run_command() -> Callable[..., None]:
     """``run`` with an option for every field of RunConfig; made only when asked for, since that imports torch."""
-    from randprune_lab.config import RunConfig
+    from randprune_lab.config import PRESETS, RunConfig, preset
+    from randprune_lab.tracking import parse_trackers
 
-    def run(config: Path | None = None, controls: bool = True, as_json: bool = False, **fields: str | None) -> None:
-        given = {name: None if value == "none" else value for name, value in fields.items() if value is not None}
-        _run(RunConfig.model_validate({**_read_file(config), **given}), with_controls=controls, as_json=as_json)
+    def run(
+        config: Path | None = None,
+        preset_name: str | None = None,
+        controls: bool = True,
+        track: str = "",
+        as_json: bool = False,
+        **fields: str | None,
+    ) -> None:
+        given = {name: _value(name, value) for name, value in fields.items() if value is not None}
+        given = {**_read_file(config), **given}
+        fitting = preset(preset_name, task=given.get("task"), model=given.get("model"))
+        trackers = parse_trackers(track)
+        settings = RunConfig.model_validate({**fitting, **given})
+        _run(settings, with_controls=controls, trackers=trackers, as_json=as_json)
 
     def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     parameters = [
         option("config", Annotated[Path | None, typer.Option(help="A TOML or JSON file of settings.")], None),
+        option(
+            "preset_name",
+            Annotated[
+                str | None,
+                typer.Option("--preset", help=f"{', '.join(PRESETS)} [default: what fits the task]", metavar="NAME"),
+            ],
+            None,
+        ),
+        option("track", _Track, ""),
         option(
             "controls", Annotated[bool, typer.Option(help="Run imp-matched, the control of equal budget, too.")], True
         ),
@@ -101,6 +127,14 @@ def _run_command() -> Callable[..., None]:
     return run
 
 
+def _value(name: str, value: str) -> str | None:
+    """An option's text; "none" is nothing."""
+    from randprune_lab.config import RunConfig
+
+    default = RunConfig.model_fields[name].default
+    return value if value != "none" else default if default in ("", ()) else None
+
+
 def _read_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
@@ -114,7 +148,7 @@ def _read_file(path: Path | None) -> dict[str, Any]:
     return settings
 
 
-def _run(config: RunConfig, *, with_controls: bool, as_json: bool) -> None:
+def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], as_json: bool) -> None:
     from randprune_lab import store
     from randprune_lab.config import controls
     from randprune_lab.engine import prune
@@ -130,23 +164,34 @@ def _run(config: RunConfig, *, with_controls: bool, as_json: bool) -> None:
             stream = checked if settings is config else prune(settings)
             folder = first if settings is config else store.new_folder(settings, parent=first.parent)
             folders[settings.control or settings.method] = folder
-            display.follow(folder, settings, store.record(folder, stream))
+            display.follow(folder, settings, _tracked(store.record(folder, stream), settings, folder, trackers))
     _conclude(folders, as_json=as_json)
+
+
+def _tracked(events: Iterator[Event], config: RunConfig, folder: Path, trackers: tuple[str, ...]) -> Iterator[Event]:
+    from randprune_lab.tracking import track
+
+    return track(events, config, folder, trackers) if trackers else events
 
 
 def resume(
     folder: Annotated[Path, typer.Argument(help="The run's folder.")],
+    wave: Annotated[int | None, typer.Option(min=1, help="Candidates at once from now on; changes no result.")] = None,
+    track: _Track = "",
     as_json: _Json = False,
 ) -> None:
     """Go on with a run that was stopped or killed, from its last finished piece of work."""
     from randprune_lab import store
     from randprune_lab.engine import prune
+    from randprune_lab.tracking import parse_trackers
 
+    trackers = parse_trackers(track)
     config = store.read_config(folder)
+    config = config.model_copy(update={"wave": wave}) if wave is not None else config
     stream = prune(config, resume=store.last_checkpoint(folder))
     done = sum(_epochs_of(event, config) for event in store.story(folder))
     with _Display(_planned(config), quiet=as_json, done=done) as display:
-        display.follow(folder, config, store.record(folder, stream))
+        display.follow(folder, config, _tracked(store.record(folder, stream), config, folder, trackers))
     _conclude({config.control or config.method: folder}, as_json=as_json)
 
 
@@ -176,15 +221,37 @@ def runs(as_json: _Json = False) -> None:
         )
         for run in found
     ]
-    columns = ("run", "status", "task", "method", "seed", "stages", "sparsity", "accuracy")
+    columns = ("run", "status", "task", "method", "seed", "stages", "sparsity", "score")
     print_table(f"{len(found)} runs in {store.runs_folder()}", columns, cells)
 
 
 def report(folder: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
     """Write report.html into a run's folder: one file that opens anywhere, without a network."""
-    from randprune_lab.report import write_report
+    from randprune_lab.outcome import conclude
 
-    say(f"report: {write_report(folder, beside=_group_of(folder))}")
+    say(f"report: {conclude(folder, beside=_group_of(folder))}")
+
+
+def pack(
+    source: Annotated[
+        Path, typer.Argument(help="A folder with a model, such as a run's model/, or a .safetensors file.")
+    ],
+    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+) -> None:
+    """Write a sparse model small: a bit for every weight, and the values that are not zero."""
+    from randprune_lab.packing import pack_model
+
+    print_sizes(pack_model(source, target), target)
+
+
+def unpack(
+    source: Annotated[Path, typer.Argument(help="A folder that pack wrote.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write; from_pretrained loads it.")],
+) -> None:
+    """Turn what pack wrote into an ordinary model again: equal tensors, zeros in place."""
+    from randprune_lab.packing import unpack_model
+
+    print_sizes(unpack_model(source, target), target)
 
 
 def _group_of(folder: Path) -> list[Path]:
@@ -280,11 +347,11 @@ class _Display:
 def _conclude(folders: dict[str, Path], *, as_json: bool) -> None:
     """The reports, the table of the runs side by side, and where they lie."""
     from randprune_lab import store
-    from randprune_lab.report import write_report
+    from randprune_lab.outcome import conclude
 
     tables = {name: store.stage_table(folder) for name, folder in folders.items()}
     for folder in folders.values():
-        write_report(folder, beside=_group_of(folder))
+        conclude(folder, beside=_group_of(folder))
     if as_json:
         said = {name: {"folder": str(folders[name]), "stages": table} for name, table in tables.items()}
         print_json({"runs": said})

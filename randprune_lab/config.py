@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
@@ -30,6 +31,7 @@ PRECISIONS = ("no", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 KEEP_STAGES = ("all", "last")
 EXECUTORS = ("lockstep", "serial")
+OBJECT = "object"  # stands for a model or a task given from Python
 # Settings that change no result: a run that was stopped may go on with others.
 FREE = ("executor", "wave")
 
@@ -187,7 +189,7 @@ class RunConfig(pydantic.BaseModel):
 
     task: str = Field(
         default="digits",
-        description="digits; sentences (generated); glue/cola, sst2, mrpc, stsb, qqp, mnli, qnli or rte; text (--dataset)",
+        description="digits; sentences (generated); glue/ cola sst2 mrpc stsb qqp mnli qnli rte; text (--dataset)",
     )
     model: str = Field(
         default="mlp",
@@ -195,7 +197,7 @@ class RunConfig(pydantic.BaseModel):
     )
     dataset: str = Field(
         default="nyu-mll/glue",
-        description="of glue/ and text tasks: Hub id; folder in the Hub's layout; TRAIN[,VALIDATION] .csv .jsonl .parquet",
+        description="of glue/, text: Hub id; folder in the Hub's layout; TRAIN[,VALIDATION] as .csv .jsonl .parquet",
     )
     text_columns: Words = Field(default=(), description="task text: the column of the text, or the two of a pair")
     label_column: str = Field(default="label", description="task text: the column to predict; decimals: a regression")
@@ -204,7 +206,7 @@ class RunConfig(pydantic.BaseModel):
     )
     augment: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=0,
-        description="copies with replaced words of each training text (TinyBERT; the dense network sees none)",
+        description="copies with replaced words of each training text (TinyBERT); not for the dense network",
     )
     augment_model: str = Field(
         default="", description="masked-language model that replaces words; none: the model itself"
@@ -312,8 +314,8 @@ class RunConfig(pydantic.BaseModel):
             )
         if self.unlabelled and not self.distils:
             raise ValueError(
-                f"unlabelled = {self.unlabelled!r}: rows without labels teach by distillation only, and its weights are "
-                "all 0. Make logit_weight, hidden_weight or attention_weight positive."
+                f"unlabelled = {self.unlabelled!r}: rows without labels teach by distillation only, and its weights "
+                "are all 0. Make logit_weight, hidden_weight or attention_weight positive."
             )
         if self.layer_map and not self.teacher:
             raise ValueError(
@@ -405,7 +407,9 @@ def controls(config: RunConfig) -> dict[str, RunConfig]:
     def control(name: str, changes: Mapping[str, Any]) -> RunConfig:
         return config.model_copy(update={"control": name, **changes})
 
-    matched = config.max_epochs + config.candidates * config.emep_epochs
+    short = config.emep_steps if config.emep_steps and config.max_steps_per_epoch else None
+    part = min(1.0, short / config.max_steps_per_epoch) if short and config.max_steps_per_epoch else 1.0
+    matched = config.max_epochs + math.ceil(config.candidates * config.emep_epochs * part)
     return {
         "imp": control("imp", {"method": "imp"}),
         "imp-matched": control("imp-matched", {"method": "imp", "max_epochs": matched, "patience": None}),

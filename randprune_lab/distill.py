@@ -62,7 +62,8 @@ def features(model: nn.Module, inputs: Batch, *, hidden: bool = False, scores: b
         return Features(getattr(answer, "logits", answer))
     if not isinstance(inputs, dict):
         raise ValueError(
-            "hidden_weight and attention_weight are for transformers, this model has no blocks of attention. Set both to 0."
+            "hidden_weight and attention_weight are for transformers, this model has no blocks of attention. "
+            "Set both to 0."
         )
     tap = SoftmaxTap()
     with tap if scores else contextlib.nullcontext():
@@ -141,9 +142,9 @@ def total(terms: Mapping[str, Tensor], config: RunConfig, *, dense: bool = False
 
 
 def logit_loss(student: Tensor, teacher: Tensor, temperature: float, *, regression: bool = False) -> Tensor:
-    """KL divergence of the softened answers times temperature squared (Hinton et al. 2015); a regression's squared error.
+    """KL divergence of the softened answers times temperature squared (Hinton et al. 2015).
 
-    Mean over the rows; logits are B x classes.
+    Mean over the rows; logits are B x classes. Of a ``regression`` the mean squared error.
     """
     student, teacher = student.float(), teacher.float()
     if regression:
@@ -168,9 +169,10 @@ def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) ->
 
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared difference of attention scores before the softmax (Jiao et al. 2020, Eq. 7), B x heads x tokens x tokens.
+    """Mean squared difference of attention scores before the softmax (Jiao et al. 2020, Eq. 7).
 
-    Only where a token looks at a token: neither padding nor, in a causal model, the future.
+    Scores are B x heads x tokens x tokens. Only where a token looks at a token counts: neither padding nor, in a causal
+    model, the future.
     """
     _check_alike("attention_weight", student, teacher)
     valid = teacher > torch.finfo(teacher.dtype).min / 2  # what attention must not see was set to the lowest number
@@ -192,8 +194,8 @@ def _mapped(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], config: Ru
     blocks = config.layer_map or tuple(range(1, len(student) + 1))
     if len(blocks) != len(student) or (not config.layer_map and len(teacher) != len(student)):
         raise ValueError(
-            f"the student has {len(student)} blocks, the teacher {len(teacher)}, layer_map names {len(config.layer_map)}: "
-            f"name one of the teacher's blocks for each of the student's, as --layer-map "
+            f"the student has {len(student)} blocks, the teacher {len(teacher)}, layer_map names "
+            f"{len(config.layer_map)}: name one of the teacher's blocks for each of the student's, as --layer-map "
             f"{','.join(str(round((at + 1) * len(teacher) / len(student))) for at in range(len(student)))}."
         )
     if not all(1 <= block <= len(teacher) for block in blocks):
@@ -211,12 +213,12 @@ def _check_alike(name: str, student: Tensor, teacher: Tensor) -> None:
 
 @torch.no_grad()
 def all_logits(model: nn.Module, inputs: Tensor | Tokens | Images, batch_size: int = 1024) -> Tensor:
-    """The model's answers to every row, in evaluation mode; float32 on the model's device. Texts of like length together."""
+    """The model's answers to every row, in evaluation mode, as float32 where the model is."""
     was_training = model.training
     model.eval()
     if isinstance(inputs, Tokens):
         order = inputs.longest(len(inputs))
-        parts = [features(model, inputs[rows]).logits.float() for rows in order.split(min(batch_size, 128))]
+        parts = [features(model, inputs[rows]).logits.float() for rows in torch.split(order, min(batch_size, 128))]
         answers = torch.cat(parts)
         logits = torch.empty_like(answers)
         logits[order.to(answers.device)] = answers

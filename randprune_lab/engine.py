@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from randprune_lab.checks import keep_count
-from randprune_lab.config import FREE, RunConfig
+from randprune_lab.config import FREE, OBJECT, RunConfig
 from randprune_lab.distill import Teacher, all_logits, features, loss_terms, wanted
 from randprune_lab.events import (
     CandidateScored,
@@ -53,8 +53,6 @@ from randprune_lab.sampling import introduced_randomness, seed_of
 from randprune_lab.splits import Split, Task, Tokens
 from randprune_lab.tasks import as_images, is_text, load_task
 from randprune_lab.training import Diverged, Phase, Session, fine_tuning_rate, start_accelerator
-
-OBJECT = "object"  # stands in a configuration for a model or data given from Python
 
 
 class OutOfMemory(RuntimeError):  # noqa: N818, what happened, not a fault of the program
@@ -103,7 +101,7 @@ def _steps(run: _Run) -> Said:
         if not _of_memory(error):
             raise
         raise OutOfMemory(
-            f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more to be had'}). Resume with a smaller "
+            f"out of memory ({str(error).split(chr(10))[0] or 'no more to be had'}). Resume with a smaller "
             "wave (--wave 1 trains one candidate at a time, with the same results); if that is not enough, start again "
             "with a smaller batch_size or max_length, or hidden_weight = attention_weight = 0."
         ) from error
@@ -430,13 +428,13 @@ def _check_alike(splits: dict[str, Split]) -> None:
     for name, found in shapes.items():
         if found != shapes["train"]:
             raise ValueError(
-                f"the splits' examples have shapes {_shape(shapes['train'])} and {_shape(found)}: must be equal. Prepare "
-                f"train and {name} alike."
+                f"the splits' examples have shapes {_shape(shapes['train'])} and {_shape(found)}: must be equal. "
+                f"Prepare train and {name} alike."
             )
         if splits[name].labels.dtype != splits["train"].labels.dtype:
             raise ValueError(
-                f"labels of train have dtype {splits['train'].labels.dtype}, those of {name} {splits[name].labels.dtype}: "
-                "must be equal. Prepare all alike."
+                f"labels of train have dtype {splits['train'].labels.dtype}, those of {name} "
+                f"{splits[name].labels.dtype}: must be equal. Prepare all alike."
             )
 
 

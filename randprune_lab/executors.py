@@ -21,11 +21,11 @@ Judged = tuple[int, Score | None, str | None]
 def judge_candidates(
     session: Session, draw: Callable[[int], Masks], candidates: Sequence[int], stage: int
 ) -> Iterator[Judged]:
-    """EMEP of each candidate: a copy of the network under its mask is trained shortly at the early learning rate, and scored.
+    """EMEP of each candidate: a copy of the network under its mask is trained shortly at a large rate, and scored.
 
     Yields the candidate, its score on the deciding split, or None and why it failed. All start from the weights that
-    the model has now, and keeps. They are trained in waves of ``config.wave``, or of as many as fit, on the same batches
-    in the same order; scores do not depend on how many are trained at once.
+    the model has now, and keeps. They are trained in waves of ``config.wave``, or of as many as fit, on the same
+    batches in the same order; scores do not depend on how many are trained at once.
     """
     config = session.config
     left = iter(candidates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,6 @@ def remembered(kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> di
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (OSError, SafetensorError):
         tensors = make()
-    try:
+    with contextlib.suppress(OSError):  # a full or read-only disk: it only costs the time again
         write_atomically(path, save(tensors))
-    except OSError:  # a full or read-only disk: it only costs the time again
-        pass
     return tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812, its usual name
@@ -11,7 +12,13 @@ from torch import Tensor
 
 from randprune_lab.checks import check_option
 
-METRICS = ("accuracy", "f1", "matthews", "spearman", "pearson")
+METRICS = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    "spearman": "Spearman correlation",
+    "pearson": "Pearson correlation",
+}  # with the names that people read
 NO_LABEL = math.nan  # of a regression's row that only distillation learns from
 
 
@@ -29,8 +36,8 @@ def measure(name: str, logits: Tensor, labels: Tensor) -> float:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # constant answers: said by NaN
-            correlation = {"spearman": spearmanr, "pearson": pearsonr}[name](logits[:, 0].double().cpu().numpy(), truth)
-        value = float(correlation.statistic)
+            correlate: Any = spearmanr if name == "spearman" else pearsonr
+            value = float(correlate(logits[:, 0].double().cpu().numpy(), truth).statistic)
         return value if math.isfinite(value) else 0.0
     from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -39,7 +46,7 @@ def measure(name: str, logits: Tensor, labels: Tensor) -> float:
 
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats; for decimal labels mean squared error, over the rows that have one (0 if none has)."""
+    """Mean cross-entropy in nats; for decimal labels mean squared error over the rows that have one, 0 if none has."""
     if not labels.is_floating_point():
         return F.cross_entropy(logits, labels)
     known = ~labels.isnan()

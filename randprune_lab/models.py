@@ -84,8 +84,9 @@ def _import(name: str) -> Callable[[], nn.Module]:
 
 
 def prunable_weights(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, Tensor]:
-    """What is pruned by name, detached; it shares memory with the model: the weight matrices of a transformer's blocks, or
-    the weights of all linear and convolutional layers of a plain network.
+    """What is pruned, by name, detached; it shares memory with the model.
+
+    The weight matrices of a transformer's blocks, or the weights of a plain network's linear and convolutional layers.
 
     With ``include`` only those whose name one of these regular expressions finds; none that one of ``exclude`` finds.
 

@@ -1,4 +1,4 @@
-"""Transformers: networks and tokenizers by Hub id or folder, what their tokens cost, and the files that let others load them."""
+"""Transformers: networks and tokenizers by Hub id or folder, and the files that let others load them."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def load_network(
         if trained and settings.num_labels != outputs:
             task = "regression" if regression else f"{outputs} classes"
             raise ValueError(
-                f"model = {name!r}: its head has {settings.num_labels} outputs, the task needs {outputs} ({task}). Pass "
-                "a model without a head (the pretrained one), or one that was fine-tuned on this task."
+                f"model = {name!r}: its head has {settings.num_labels} outputs, the task needs {outputs} ({task}). "
+                "Pass a model without a head (the pretrained one), or one that was fine-tuned on this task."
             )
         if regression:
             heads["problem_type"] = "regression"
@@ -130,12 +130,13 @@ def _quiet() -> Iterator[None]:
     """Transformers reports on standard error what is said here in events and errors."""
     from transformers.utils import logging as theirs
 
-    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity(logging.CRITICAL)
-    theirs.disable_progress_bar()
+    logs: Any = theirs  # untyped
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity(logging.CRITICAL)
+    logs.disable_progress_bar()
     try:
         yield
     finally:
-        theirs.set_verbosity(level)
+        logs.set_verbosity(level)
         if bars:
-            theirs.enable_progress_bar()
+            logs.enable_progress_bar()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from randprune_lab import charts, store
+from randprune_lab.benefit import benefit_sentences
 from randprune_lab.charts import accuracy, sparsity
 from randprune_lab.config import RunConfig
 from randprune_lab.events import (
@@ -28,8 +29,10 @@ from randprune_lab.events import (
     Warned,
 )
 from randprune_lab.files import write_atomically
+from randprune_lab.metrics import METRICS
 
 NOTHING = "-"
+_WEIGHTS = {name: f"{name.removesuffix('s')}_weight" for name in ("task", "logits", "hidden", "attention")}
 EventT = TypeVar("EventT", bound=Event)
 Staged = TypeVar("Staged", StageStarted, MaskChosen, StageFinished)
 
@@ -75,6 +78,12 @@ class _Run:
         return {event.stage: event for event in self.all(kind)}
 
     @property
+    def metric(self) -> str:
+        """What the task is measured by, as people read it."""
+        started = self.last(RunStarted)
+        return METRICS[started.metric if started else "accuracy"]
+
+    @property
     def what(self) -> str:
         return self.config.control or self.config.method
 
@@ -116,7 +125,8 @@ def _page(run: _Run, others: list[_Run]) -> str:
         _unfinished(run),
         _section("Stage by stage", _stage_table(run, others), _accuracy_chart(run, others), _differences(run, others)),
         _section("Candidates", _candidates(run)),
-        _section("Training", _loss_chart(run)),
+        _section("Training", _loss_chart(run), _terms(run)),
+        _section("What sparsity bought", _benefit(run)),
         _section("How to read this", _list(_statements(run)), _ERRATUM),
         _section("Configuration", _config_table(config)),
         f"<footer>Made by RandPrune Lab from the files in {_text(run.folder.name)}.</footer>",
@@ -135,7 +145,7 @@ def _summary(run: _Run, others: list[_Run]) -> str:
     text = (
         f"{start} {verb} at sparsity {run.sparse(done)} of its prunable weights, {run.whole(done.kept)} for the whole"
     )
-    text += f" model, with {accuracy(done.test.metric)} test accuracy{before}"
+    text += f" model, with {accuracy(done.test.metric)} test {run.metric}{before}"
     for other in others:
         last = other.last(StageFinished)
         text += f"; {other.label} {_reached(other, last)}"
@@ -192,7 +202,7 @@ def _stage_table(run: _Run, others: list[_Run]) -> str:
     note = (
         "Sparsity: share of the prunable weights removed, and their compression; whole model: compression of all "
         "parameters. ir and swapped: the winner against the plain mask of the same weights. Selection and test: "
-        "accuracy after fine-tuning on the two splits."
+        f"{run.metric} after fine-tuning on the two splits."
     )
     return _table(head, rows) + f'<p class="note">{note}</p>'
 
@@ -212,7 +222,7 @@ def _accuracy_chart(run: _Run, others: list[_Run]) -> str:
     if not rows:
         return ""
     score = dense.test.metric if dense else None
-    return _figure(charts.accuracy_chart(rows, score), charts.accuracy_sentence(rows, score))
+    return _figure(charts.accuracy_chart(rows, score, run.metric), charts.accuracy_sentence(rows, score, run.metric))
 
 
 def _differences(run: _Run, others: list[_Run]) -> str:
@@ -253,9 +263,9 @@ def _candidates(run: _Run) -> str:
         }
         for event in scored
     ]
-    head = ["stage", "mask", "accuracy that decides", "loss", "ir", "swapped", "verdict"]
+    head = ["stage", "mask", f"{run.metric} that decides", "loss", "ir", "swapped", "verdict"]
     known = any(point["score"] is not None for point in points)
-    picture = _figure(charts.candidates_chart(points), charts.candidates_sentence(points)) if known else ""
+    picture = _figure(charts.candidates_chart(points, run.metric), charts.candidates_sentence(points)) if known else ""
     table = _table(head, rows, marked=winners, kind="numbers candidates")
     return f"{picture}<details open><summary>All candidates</summary>{table}</details>"
 
@@ -265,9 +275,31 @@ def _loss_chart(run: _Run) -> str:
     rows = [{"phase": event.phase, "stage": event.stage, "loss": event.loss} for event in epochs]
     if not rows:
         return "<p>No epoch is finished.</p>"
-    distilled = run.config.logit_weight > 0 and any(row["stage"] for row in rows)
+    distilled = run.config.distils and any(row["stage"] for row in rows)
     note = " While fine-tuning, the loss contains the distillation, so it does not compare with the dense network's."
     return _figure(charts.loss_chart(rows), charts.loss_sentence(rows) + note * distilled)
+
+
+def _terms(run: _Run) -> str:
+    """The parts of the loss, one by one, at the end of each stage."""
+    last = {event.stage: event for event in run.all(EpochFinished) if event.stage and len(event.terms) > 1}
+    if not last:
+        return ""
+    names = list(dict.fromkeys(name for event in last.values() for name in event.terms))
+    weights = ", ".join(f"{name} {getattr(run.config, _WEIGHTS[name]):g}" for name in names)
+    rows = [
+        [str(stage), *(f"{event.terms.get(name, math.nan):.4g}" for name in names)] for stage, event in last.items()
+    ]
+    note = f"Parts of the loss in the last epoch of each stage, before their weights ({weights})."
+    return _table(["stage", *names], rows) + f'<p class="note">{_text(note)}</p>'
+
+
+def _benefit(run: _Run) -> str:
+    benefit = store.read_benefit(run.folder)
+    if benefit is None:
+        return "<p>Not measured: that is done when a run of a named network is finished.</p>"
+    where = f"{benefit.device}, {benefit.threads} threads, batch of {benefit.examples}, medians of {benefit.repeats}"
+    return _list(benefit_sentences(benefit)) + f'<p class="note">Measured on: {_text(where)}.</p>'
 
 
 def _statements(run: _Run) -> list[str]:

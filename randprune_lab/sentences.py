@@ -85,6 +85,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=words,
         model_max_length=LONGEST,
         padding_side="right",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],  # as BERT takes them
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",

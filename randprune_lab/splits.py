@@ -9,8 +9,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from randprune_lab.metrics import METRICS
-
 Batch = Tensor | dict[str, Tensor]  # what a model takes; a dict by name
 
 
@@ -21,7 +19,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokens:
-    """Tokenized texts of unequal length, in main memory; ``tokens[rows]`` is a batch on ``device``, padded on the right.
+    """Tokenized texts of unequal length, in main memory; ``tokens[rows]`` is a padded batch on ``device``.
 
     Attributes:
         ids: all token numbers, one text after another (int32).
@@ -74,7 +72,7 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Grey pictures (rows x 1 x height x width); ``images[rows]`` is a batch as large and deep as the model takes it."""
+    """Grey pictures (rows x 1 x height x width); ``images[rows]`` is a batch of the model's size and channels."""
 
     pixels: Tensor
     size: int
@@ -179,7 +177,7 @@ class Task:
             Split(train[0][fit], train[1][fit]),
             Split(train[0][held_out], train[1][held_out]),
             Split(*test),
-            metric="spearman" if decimal else METRICS[0],
+            metric="spearman" if decimal else "accuracy",
             others=("pearson",) if decimal else (),
         )
 

@@ -5,7 +5,8 @@
     checkpoints/N-WHAT.safetensors   model, masks (bit-packed), optimizer; progress and a checksum in its metadata
     histograms/N.json         magnitudes of the weights kept, by stage (0: dense): counts in bins at most 0.8 % wide
     histograms/N-masked.json  the same, as stage N's mask left them, before the fine-tuning
-    model/model.safetensors   the finished network
+    model/                    the finished network; for transformers with all that from_pretrained needs
+    benefit.json              what sparsity bought, measured when the run was over
 
 Nothing here knows the engine: old runs open without it.
 """
@@ -30,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from randprune_lab.benefit import Benefit
 from randprune_lab.config import RunConfig
 from randprune_lab.events import (
     CandidateScored,
@@ -370,19 +372,40 @@ def stage_checkpoints(folder: str | Path) -> tuple[dict[int, Path], dict[int, Pa
     return ends, masked
 
 
+def dense_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The dense network's tensors by name.
+
+    Raises:
+        ValueError: no checkpoint of it can be read.
+    """
+    tensors = _dense(Path(folder), Progress("finished"))
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+
+
+def read_benefit(folder: str | Path) -> Benefit | None:
+    """What sparsity bought, as it was measured at the end of a run; None if it was not."""
+    try:
+        return Benefit.of_json(json.loads((Path(folder) / "benefit.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def stage_table(folder: str | Path) -> list[dict[str, Any]]:
     """A row for the dense network (stage 0) and for each finished stage, of plain values.
 
     ``compression`` counts the prunable weights, ``whole_model`` all parameters; ``winner``, ``ir`` and ``swapped`` are
-    None for the dense network; ``samples`` is M, or its range over the tensors, as text.
+    None for the dense network; ``samples`` is M, or its range over the tensors, as text; ``score`` is that of the
+    reported split by ``metric``, the name of the task's own measure.
     """
     rows: list[dict[str, Any]] = []
     prunable = parameters = 0
+    metric = "accuracy"
     chosen: dict[str, Any] = {}
     for event in story(folder):
         match event:
             case RunStarted():
                 prunable, parameters = sum(event.prunable.values()), event.parameters
+                metric = event.metric
             case StageStarted():
                 fewest, most = min(event.samples.values(), default=0), max(event.samples.values(), default=0)
                 chosen = {"samples": "" if not most else f"{fewest:,}" if fewest == most else f"{fewest:,} - {most:,}"}
@@ -400,6 +423,7 @@ def stage_table(folder: str | Path) -> list[dict[str, Any]]:
                         "compression": prunable / kept,
                         "whole_model": parameters / (parameters - prunable + kept),
                         **(nothing if dense else chosen),
+                        "metric": metric,
                         "selection_score": event.selection.metric,
                         "score": event.test.metric,
                     }

@@ -20,6 +20,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from randprune_lab.bench import Claim, Measurement
     from randprune_lab.config import RunConfig
+    from randprune_lab.packing import PackedSizes
     from randprune_lab.state import ExploreState
     from randprune_lab.tensors import TensorRow
 
@@ -106,9 +107,12 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
 def print_runs(
     config: RunConfig, tables: Mapping[str, Sequence[Mapping[str, Any]]], folders: Mapping[str, Path]
 ) -> None:
-    """A run's stages, the accuracy of its controls beside it, and where they lie; tables by ``store.stage_table``."""
+    """A run's stages, the score of its controls beside it, and where they lie; tables by ``store.stage_table``."""
+    from randprune_lab.metrics import METRICS
+
     name, *others = tables
-    title = f"{config.task}, {config.model}, {name}, seed {config.seed}: accuracy on the split that decides nothing"
+    metric = next((METRICS[row["metric"]] for row in tables[name]), "score")
+    title = f"{config.task}, {config.model}, {name}, seed {config.seed}: {metric} on the split that decides nothing"
     rows = []
     for place, row in enumerate(tables[name]):
         plain = row["winner"] == 0
@@ -178,6 +182,15 @@ def _mean_and_spread(values: tuple[float, ...]) -> str:
         return "inf"
     mean = f"{statistics.mean(values):.5f}"
     return f"{mean} ± {statistics.stdev(values):.0e}" if len(values) > 1 else mean
+
+
+def print_sizes(sizes: PackedSizes, target: Path) -> None:
+    """What packing saved."""
+    ratio = sizes.dense / sizes.packed
+    say(
+        f"{target}: {sizes.dense:,} bytes of weights, {sizes.packed:,} packed ({ratio:.1f}x smaller); "
+        f"{sizes.tensors} tensors as bit-mask and values"
+    )
 
 
 def print_bench(where: str, rows: list[Measurement]) -> None:

@@ -1,4 +1,4 @@
-"""Text tasks: GLUE, your own tables, generated sentences. Rows are read, held out, enlarged, tokenized; in this order."""
+"""Text tasks: GLUE, your own tables, generated sentences. Rows are read, held out, enlarged and tokenized."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Source:
     label: str = "label"
 
 
-# Wang et al. 2018; the first metric is the one in the tables of arXiv 2310.13183. The official test splits have no labels.
+# Wang et al. 2018; the first metric is that of the tables of arXiv 2310.13183. The official test splits have no labels.
 GLUE = {
     "cola": Source(("sentence",), ("matthews", "accuracy")),
     "sst2": Source(("sentence",)),
@@ -55,7 +55,7 @@ class Rows:
     """Texts (one or two an example) and their labels: whole numbers from 0, or decimals of a regression."""
 
     texts: list[tuple[str, ...]]
-    labels: list[float]
+    labels: Sequence[float]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -78,7 +78,7 @@ class Table:
 def load_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
     """The text task that ``config`` names, tokenized.
 
-    The selection split is taken out of train before anything is added to train; no copy of a row held out is trained on.
+    The selection split is taken out of train before anything is added; no copy of a row held out is trained on.
 
     Raises:
         ValueError: the data set cannot be found or read, or does not fit the task.
@@ -98,7 +98,7 @@ def load_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
     parts |= {name: [table.rows[name]] for name in table.source.reported}
     splits, cut = {}, 0
     for name, rows_of_part in parts.items():
-        encoded = [encode([text for text in part.texts], tokenizer, limit) for part in rows_of_part]
+        encoded = [encode(part.texts, tokenizer, limit) for part in rows_of_part]
         cut += sum(number for _, number in encoded)
         labels = [label for part in rows_of_part for label in part.labels]
         kind = torch.int64 if table.names else torch.float32
@@ -169,8 +169,8 @@ def read(config: RunConfig, task: str) -> Table:
     if task == "text":
         if not config.text_columns or len(config.text_columns) > 2:
             raise ValueError(
-                f"text_columns = {','.join(config.text_columns) or 'none'}: task text needs one column, or the two of a "
-                "pair. Pass --text-columns sentence, or --text-columns first,second."
+                f"text_columns = {','.join(config.text_columns) or 'none'}: task text needs one column, or the two of "
+                "a pair. Pass --text-columns sentence, or --text-columns first,second."
             )
         found = _load(config.dataset, None)
         found = _with_validation(found, config.dataset)
@@ -186,8 +186,8 @@ def read(config: RunConfig, task: str) -> Table:
     for split in ("train", *source.reported):
         if split not in found:
             raise ValueError(
-                f"{config.dataset}: has no split {split!r} for {task}, only {', '.join(found)}. Add it, or name another "
-                "data set with --dataset."
+                f"{config.dataset}: has no split {split!r} for {task}, only {', '.join(found)}. Add it, or name "
+                "another data set with --dataset."
             )
         for column in (*source.columns, source.label):
             if column not in found[split].column_names:
@@ -229,9 +229,9 @@ def _load(dataset: str, name: str | None) -> Mapping[str, Any]:
     except Exception as error:  # of many libraries: network, file systems, parsers
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"dataset = {dataset!r}{f', task {name!r}' if name else ''}: cannot be loaded ({reason}). Without a network, "
-            "pass a local folder in the Hub's layout, or .csv, .jsonl or .parquet files with task text; the tasks "
-            "digits and sentences need none."
+            f"dataset = {dataset!r}{f', task {name!r}' if name else ''}: cannot be loaded ({reason}). Without a "
+            "network, pass a local folder in the Hub's layout, or .csv, .jsonl or .parquet files with task text; "
+            "the tasks digits and sentences need none."
         ) from error
     finally:
         if not before:
@@ -293,7 +293,7 @@ def _labels(split: Any, column: str, names: tuple[str, ...], where: str) -> list
 
 
 def encode(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[Tokens, int]:
-    """Texts (one or two an example) as tokens, and how many had to be cut to ``limit``; kept on disk for the next time."""
+    """Texts (one or two an example) as tokens, and how many were cut to ``limit``; kept on disk for the next time."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     what = backend.to_str() if backend is not None else repr(tokenizer)
     digest = hashlib.blake2b(f"1 {limit} {tokenizer.model_input_names} {what}".encode(), digest_size=16)

@@ -255,8 +255,8 @@ def grouped(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Ge
 
     Less padding, still nearly random: within every ``POOL`` batches the rows are sorted by length.
     """
-    pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(POOL * batch_size)]
-    batches = [batch for pool in pools for batch in pool.split(batch_size)]
+    pools = [pool[lengths[pool].argsort(stable=True)] for pool in torch.split(order, POOL * batch_size)]
+    batches = [batch for pool in pools for batch in torch.split(pool, batch_size)]
     return [batches[place] for place in torch.randperm(len(batches), generator=generator)]
 
 
