@@ -5,26 +5,23 @@ Source: Jiao et al. 2020, Algorithm 1, with its p_t = 0.4, N_a = 20 and K = 15; 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import inspect
-import itertools
 import json
 import random
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from randprune_lab.checks import check_number, check_whole
 from randprune_lab.files import write_atomically
+from randprune_lab.glove import WORD, glove_neighbours
+from randprune_lab.pretrained import quiet
 from randprune_lab.sampling import seed_of
 
 if TYPE_CHECKING:
@@ -33,11 +30,7 @@ if TYPE_CHECKING:
 Row = tuple[str, ...]
 Place = tuple[str, int]  # a text, and the number of one of its words
 Candidates = dict[Place, list[str]]
-Matrix = npt.NDArray[np.float32]
 
-WORD = re.compile(r"(\w+(?:['\u2019]\w+)*)")  # letters and digits; "don't" is one word
-NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
-GLOVE_CHUNK = 4096  # lines of a GloVe file in memory at a time
 FORMAT = 1  # of what is cached; another number makes every file anew
 SPEED_ONLY = ("device", "batch_size")  # change no result
 
@@ -181,74 +174,6 @@ def masked_candidates(
     return found
 
 
-def glove_neighbours(words: Collection[str], glove: Path, choices: int) -> dict[str, list[str]]:
-    """The ``choices`` nearest words by cosine of each of ``words`` (lower case) that the file holds, nearest first.
-
-    The file is read twice, so that only the vectors of ``words`` and a chunk of the file are in memory. Neighbours are
-    words in lower case.
-
-    Raises:
-        ValueError: a line is not a word and as many finite numbers as the first line has.
-    """
-    vectors: dict[str, Matrix] = {}
-    for names, matrix in _glove_chunks(glove):
-        for name, vector in zip(names, matrix, strict=True):
-            if name.lower() in words:
-                vectors.setdefault(name.lower(), vector.copy())  # the first of several spellings: the most frequent
-    if not vectors:
-        return {}
-    asked = torch.from_numpy(np.stack(list(vectors.values())))
-    values = torch.full((len(asked), 0), -torch.inf)
-    near: list[list[str]] = [[] for _ in asked]
-    for names, matrix in _glove_chunks(glove):
-        usable = [number for number, name in enumerate(names) if name == name.lower() and WORD.fullmatch(name)]
-        joined = torch.cat([values, asked @ torch.from_numpy(matrix[usable]).T], dim=1)
-        best = joined.topk(min(choices + 1, joined.shape[1]))  # one more: the word itself is among them
-        known = values.shape[1]
-        near = [
-            [old[n] if n < known else names[usable[n - known]] for n in row]
-            for old, row in zip(near, best.indices.tolist(), strict=True)
-        ]
-        values = best.values
-    return {word: [name for name in names if name != word][:choices] for word, names in zip(vectors, near, strict=True)}
-
-
-def _glove_chunks(glove: Path) -> Iterator[tuple[list[str], Matrix]]:
-    """Words and their vectors, (lines, d), each of length 1 (or 0)."""
-    with glove.open("rb") as file:
-        lines = enumerate(file, start=1)
-        columns = 0
-        while chunk := list(itertools.islice(lines, GLOVE_CHUNK)):
-            columns = columns or len(chunk[0][1].split()) - 1
-            names, vectors = [], []
-            for number, line in chunk:
-                try:
-                    name, vector = _glove_line(line, columns)
-                except ValueError as error:
-                    raise ValueError(
-                        f"glove = {glove}, line {number}: must be a word and {max(columns, 1)} finite numbers as in "
-                        f"line 1, separated by single spaces ({error}). Pass a text file of GloVe vectors."
-                    ) from None
-                names.append(name)
-                vectors.append(vector)
-            matrix = np.stack(vectors)
-            norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-            norms[norms == 0] = 1
-            yield names, (matrix / norms).astype(np.float32, copy=False)
-
-
-def _glove_line(line: bytes, columns: int) -> tuple[str, Matrix]:
-    name, *numbers = line.decode().rstrip().rsplit(" ", max(columns, 1))  # some words of the 840B file hold a space
-    vector = np.array(numbers, dtype=np.float32)
-    if len(vector) != columns or not columns or not name:
-        raise ValueError(f"{len(vector)} numbers after {name!r}")
-    if not np.isfinite(vector).all():
-        raise ValueError("not finite")
-    if " " in name and NUMBER.fullmatch(name.split(" ")[-1]):
-        raise ValueError("more numbers")
-    return name, vector
-
-
 def _copies(
     rows: Sequence[Row], candidates: Candidates, copies: int, chance: float, seed: int, held_out: set[Row]
 ) -> tuple[list[Row], list[int], int]:
@@ -351,7 +276,7 @@ def _load(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         if tokenizer.mask_token is None:
             raise ValueError("its tokenizer has no mask token, as with GPT-2")
-        with _quiet(), torch.random.fork_rng():
+        with quiet(), torch.random.fork_rng():
             network, report = AutoModelForMaskedLM.from_pretrained(
                 model,
                 dtype=torch.float32,
@@ -367,22 +292,6 @@ def _load(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"model = {model!r}: cannot predict masked words ({reason}). {fix}") from error
     return tokenizer, network.eval()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and reports of transformers; afterwards as they were."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _checked_rows(name: str, rows: Iterable[Row]) -> list[Row]:

@@ -59,7 +59,7 @@ def speed_table(*, device: str = "cpu", repeats: int = 21, threads: int = 2) -> 
     Raises:
         ValueError: there is no such device here.
     """
-    where = _device(device)
+    where = bench_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -76,6 +76,9 @@ def speed_table(*, device: str = "cpu", repeats: int = 21, threads: int = 2) -> 
         Measurement("magnitude_mask (ties by index)", 1e3 * seconds["magnitude_mask"], "ms"),
         Measurement("random_mask, first of a stage", 1e3 * fast, "ms"),
         Measurement("random_mask, next candidate", 1e3 * seconds["next candidate"], "ms"),
+        Measurement("masks/s: the paper's loop", 1 / loop, "/s"),
+        Measurement("masks/s: random_mask, next candidate", 1 / seconds["next candidate"], "/s"),
+        Measurement("masks/s that bandwidth allows: weights read once, mask written", 1 / seconds["bandwidth"], "/s"),
         _at_least("paper's loop / random_mask", loop / fast, 250),
         _at_most("random_mask / plain mask", fast / plain, 1.2, "x"),
         _at_most("next candidate / first", seconds["next candidate"] / fast, 0.5, "x"),
@@ -106,6 +109,7 @@ def _contestants(device: torch.device) -> dict[str, Callable[[], object]]:
         "magnitude_mask": lambda: magnitude_mask(weight, SPARSITY),
         "random_mask": lambda: random_mask(weight, SPARSITY, samples=samples, generator=generator),
         "next candidate": lambda: sampler(generator),
+        "bandwidth": lambda: weight > 0,  # reads every weight, writes a bool for each
         "curve": lambda: KeepCurve.of(histogram, SPARSITY, samples=samples),
     }
 
@@ -175,7 +179,12 @@ def _one_mask(weight: Tensor) -> None:
     random_mask(weight, SPARSITY, samples=samples, generator=generator)
 
 
-def _device(name: str) -> torch.device:
+def bench_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: it is neither cpu nor cuda, or not here.
+    """
     check_option("device", name, ("cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device = 'cuda': no CUDA device is here. Pass cpu.")

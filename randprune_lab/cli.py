@@ -446,6 +446,7 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; medians count.")] = 21,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 2,
+    training: Annotated[bool, typer.Option(help="Instead: what a training step costs, alone and in lockstep.")] = False,
     claims: Annotated[bool, typer.Option(help="Instead: does selection pay? Digits, all methods.")] = False,
     seeds: Annotated[int, typer.Option(min=2, max=1000, help="With --claims: seeds 0 to this one, exclusive.")] = 10,
     processes: Annotated[int, typer.Option(min=1, max=1024, help="With --claims: runs at a time.")] = 2,
@@ -469,9 +470,18 @@ def bench(
             print_claims(seeds, rows)
         return
     with Console(stderr=True).status("measuring"):
-        measured = speed_table(device=device, repeats=repeats, threads=threads)
+        if training:
+            from randprune_lab.pace import training_table
+
+            measured = training_table(device=device, threads=threads)
+        else:
+            measured = speed_table(device=device, repeats=repeats, threads=threads)
     if as_json:
         cells = [dataclasses.asdict(row) for row in measured]
         print_json({"device": device, "repeats": repeats, "threads": threads, "measured": cells})
     else:
-        print_bench(f"{device}, {threads} threads, medians of {repeats}", measured)
+        how = f"{device}, {threads} threads"
+        print_bench(
+            f"training, {how}" if training else f"768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach ({how})",
+            measured,
+        )

@@ -368,10 +368,25 @@ _PAPER = {
     "attention_weight": 1.0,
     "temperature": 1.0,
 }
+_TINY = {"learning_rate": 1e-3, "hidden_weight": 1.0, "attention_weight": 1.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
-    "tiny-vit": {"task": "digits", "model": "tiny-vit"},
-    "sentences": {"task": "sentences", "model": "tiny-bert"},
+    "tiny-vit": {
+        **_TINY,
+        "task": "digits",
+        "model": "tiny-vit",
+        "dense_epochs": 20,
+        "max_epochs": 10,
+        "batch_size": 32,
+    },
+    "sentences": {
+        **_TINY,
+        "task": "sentences",
+        "model": "tiny-bert",
+        "dense_epochs": 8,
+        "max_epochs": 3,
+        "emep_steps": 47,
+    },
     "paper-short": {**_PAPER, "stages": STAGES["short"]},
     "paper-long": {**_PAPER, "stages": STAGES["long"]},
 }

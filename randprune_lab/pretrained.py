@@ -31,7 +31,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return sentences.tokenizer()
     from transformers import AutoTokenizer
 
-    with _quiet():
+    with quiet():
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # of many libraries
@@ -69,7 +69,7 @@ def load_network(
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
-    with _quiet():
+    with quiet():
         try:
             settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # of many libraries
@@ -114,7 +114,7 @@ def companions(model: nn.Module, tokenizer: Any) -> dict[str, bytes]:
         return {}
     settings: Any = model.config
     settings.architectures = [type(model).__name__]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         for part in (settings, tokenizer):
             if part is not None:
                 part.save_pretrained(folder)
@@ -126,7 +126,7 @@ def _short(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers reports on standard error what is said here in events and errors."""
     from transformers.utils import logging as theirs
 

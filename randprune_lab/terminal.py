@@ -193,11 +193,10 @@ def print_sizes(sizes: PackedSizes, target: Path) -> None:
     )
 
 
-def print_bench(where: str, rows: list[Measurement]) -> None:
+def print_bench(title: str, rows: list[Measurement]) -> None:
     """What was measured, beside what it should reach."""
     verdicts = {None: "", True: "reached", False: "missed"}
     cells = [(row.name, f"{row.value:,.4g} {row.unit}", row.target or "", verdicts[row.reached]) for row in rows]
-    title = f"768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach ({where})"
     print_table(title, ("what", "measured", "target", ""), cells)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from randprune_lab import sentences
+from randprune_lab import augment, sentences
 from randprune_lab.checks import check_option
 from randprune_lab.config import RunConfig
 from randprune_lab.files import cache_folder, remembered
@@ -84,8 +84,8 @@ def load_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
         ValueError: the data set cannot be found or read, or does not fit the task.
     """
     if config.task == "sentences":
-        rows = {name: Rows([(text,) for text in texts], labels) for name, (texts, labels) in _corpus().items()}
-        table = Table(rows, ("not acceptable", "acceptable"), Source(("sentence",), reported=("test",)))
+        rows = {name: Rows([(text,) for text in texts], labels) for name, (texts, labels) in sentences.corpus().items()}
+        table = Table(rows, ("singular", "plural"), Source(("sentence",), reported=("test",)))
         fit, held_out = rows["train"], rows["selection"]
     else:
         table = read(config, config.task)
@@ -120,17 +120,11 @@ def load_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
     )
 
 
-def _corpus() -> dict[str, tuple[list[str], list[int]]]:
-    return sentences.corpus()
-
-
 def _enlarged(config: RunConfig, fit: Rows, held_out: Rows, *, regression: bool) -> tuple[list[Rows], list[str]]:
     """What distillation learns from besides the data set's own rows, and what there is to say of it."""
     more: list[Rows] = []
     notes: list[str] = []
     if config.augment:
-        from randprune_lab import augment
-
         made = augment.augmented_from_cache(
             fit.texts,
             model=config.augment_model or config.model,

@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
 from randprune_lab import augment as module
+from randprune_lab import glove
 from randprune_lab.augment import Augmented, augment, augmented_from_cache
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -149,7 +150,7 @@ def test_words_of_several_pieces_get_their_nearest_neighbours(folder, glove):
 
 
 def test_neighbours_agree_with_a_plain_search_across_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "GLOVE_CHUNK", 7)
+    monkeypatch.setattr(glove, "CHUNK", 7)
     draw = random.Random(5)
     names = ["".join(letters) for letters in itertools.product("abcde", repeat=3)]
     vectors = {name: [draw.gauss(0, 1) for _ in range(6)] for name in names}
@@ -166,7 +167,7 @@ def test_neighbours_agree_with_a_plain_search_across_chunks(tmp_path, monkeypatc
         )
 
     asked = {"abc", "eee", "aaa", "absent"}
-    found = module.glove_neighbours(asked, path, 4)
+    found = glove.glove_neighbours(asked, path, 4)
     assert found.keys() == asked - {"absent"}
     for word, near in found.items():
         others = [name for name in names if name != word]
