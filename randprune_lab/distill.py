@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from randprune_lab.config import RunConfig
 from randprune_lab.metrics import task_loss
-from randprune_lab.splits import Batch, Images, Tokens
+from randprune_lab.splits import Batch, Images, Tokens, send
 
 EAGER = "load it with attn_implementation='eager'"
 
@@ -51,14 +51,28 @@ class SoftmaxTap(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class Unseen(TorchFunctionMode):
+    """Keeps transformers from looking whether anything in a batch is padded: on a GPU the look costs a stop.
+
+    It asks ``mask.all()`` to leave out a mask that hides nothing. Answered with no, the mask stays; the result is the
+    same.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every torch function that is called inside the ``with`` block comes by here."""
+        if func is torch.Tensor.all and len(args) == 1 and args[0].ndim == 2:
+            return False
+        return func(*args, **(kwargs or {}))
+
+
 def features(model: nn.Module, inputs: Batch, *, hidden: bool = False, scores: bool = False) -> Features:
     """One forward pass.
 
     Raises:
         ValueError: the model does not tell its hidden states, or its attention scores cannot be seen.
     """
-    if not hidden and not scores:
-        answer = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    if not isinstance(inputs, dict) and not hidden and not scores:
+        answer = model(inputs)
         return Features(getattr(answer, "logits", answer))
     if not isinstance(inputs, dict):
         raise ValueError(
@@ -66,8 +80,11 @@ def features(model: nn.Module, inputs: Batch, *, hidden: bool = False, scores: b
             "Set both to 0."
         )
     tap = SoftmaxTap()
-    with tap if scores else contextlib.nullcontext():
-        answer = model(**inputs, output_hidden_states=True)
+    on_gpu = next(iter(inputs.values())).is_cuda
+    with tap if scores else contextlib.nullcontext(), Unseen() if on_gpu else contextlib.nullcontext():
+        answer = model(**inputs, **({"output_hidden_states": True} if hidden or scores else {}))
+    if not hidden and not scores:
+        return Features(answer.logits)
     blocks = len(answer.hidden_states) - 1
     if scores and len(tap.scores) != blocks:
         raise ValueError(
@@ -94,7 +111,7 @@ class Teacher:
         """Of the batch ``inputs``, which are the training split's ``rows``."""
         if self.model is None:
             assert self.logits is not None
-            return Features(self.logits[rows.to(self.logits.device)])
+            return Features(self.logits[send(rows, self.logits.device)])
         return features(self.model, inputs, **wanted(self.config))
 
 

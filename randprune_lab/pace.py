@@ -24,6 +24,7 @@ from randprune_lab.config import RunConfig
 from randprune_lab.distill import Teacher
 from randprune_lab.masks import Masks, stage_masks
 from randprune_lab.models import prunable_weights
+from randprune_lab.pretrained import quiet
 from randprune_lab.splits import Split, Task, Tokens
 from randprune_lab.training import Phase, Session, start_accelerator, train_epoch
 
@@ -88,28 +89,30 @@ def trainer_ratio(device: torch.device, *, steps: int = 25, pairs: int = 7) -> t
 
     Same network, rows, batch size and optimizer (fused AdamW, no clipping), no distillation, no evaluation.
     """
-    session = _session(device, steps, distilled=False)
-    masks = _masks(session)
+    session = bench_session(device, steps, distilled=False)
+    masks = bench_masks(session)
     phase = Phase(session, "emep", 1, masks, lambda _: 1e-4)
-    trainer = _trainer(session, steps, device)
     ours: list[float] = []
     ratios: list[float] = []
-    for pair in range(pairs + 1):
-        mine = functools.partial(train_epoch, session, "emep", 1, pair, [phase])
-        contestants: dict[str, Callable[[], object]] = {"ours": mine, "theirs": trainer}
-        order = sorted(contestants, reverse=bool(pair % 2))
-        taken = {name: _seconds(contestants[name], device) for name in order}
-        if pair:  # the first one warms up
-            ours.append(taken["ours"] / steps)
-            ratios.append(taken["theirs"] / taken["ours"])
+    with _trainer(session, steps, device) as trainer:
+        for pair in range(pairs + 1):
+            mine = functools.partial(train_epoch, session, "emep", 1, pair, [phase])
+            contestants: dict[str, Callable[[], object]] = {"ours": mine, "theirs": trainer}
+            taken: dict[str, float] = {}
+            for name in sorted(contestants, reverse=bool(pair % 2)):
+                session.accelerator = start_accelerator(session.config)  # the Trainer leaves none behind
+                taken[name] = _seconds(contestants[name], device)
+            if pair:  # the first one warms up
+                ours.append(taken["ours"] / steps)
+                ratios.append(taken["theirs"] / taken["ours"])
     return statistics.median(ours), statistics.median(ratios)
 
 
 def lockstep_ratio(device: torch.device, *, steps: int = 25, rounds: int = 3) -> Lockstep:
     """Eight candidates with all terms of distillation, in lockstep and one after another; steady state."""
-    session = _session(device, steps, distilled=True)
+    session = bench_session(device, steps, distilled=True)
     phases = [
-        Phase(session, "emep", 1, _masks(session, number), lambda _: 1e-4, copy.deepcopy(session.model))
+        Phase(session, "emep", 1, bench_masks(session, number), lambda _: 1e-4, copy.deepcopy(session.model))
         for number in range(CANDIDATES)
     ]
 
@@ -122,13 +125,11 @@ def lockstep_ratio(device: torch.device, *, steps: int = 25, rounds: int = 3) ->
     taken: dict[str, list[float]] = {"together": [], "alone": [], "teacher": []}
     train_epoch(session, "emep", 1, 0, phases)
     for number in range(1, rounds + 1):
-        taken["together"].append(
-            _seconds(lambda number=number: train_epoch(session, "emep", 1, number, phases), device)
+        groups = [phases, *([phase] for phase in phases)]
+        together, *alone = (
+            _seconds(functools.partial(train_epoch, session, "emep", 1, number, group), device) for group in groups
         )
-        alone = [
-            _seconds(lambda phase=phase, number=number: train_epoch(session, "emep", 1, number, [phase]), device)
-            for phase in phases
-        ]
+        taken["together"].append(together)
         taken["alone"].append(sum(alone))
         taken["teacher"].append(_seconds(teach, device))
     ratio = statistics.median(a / b for a, b in zip(taken["together"], taken["alone"], strict=True))
@@ -136,7 +137,7 @@ def lockstep_ratio(device: torch.device, *, steps: int = 25, rounds: int = 3) ->
     return Lockstep(statistics.median(taken["alone"]) / CANDIDATES / steps - teacher, teacher, ratio)
 
 
-def _session(device: torch.device, steps: int, *, distilled: bool) -> Session:
+def bench_session(device: torch.device, steps: int, *, distilled: bool) -> Session:
     """A BERT with random weights, random texts of one length, and the frozen network that it learns from."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -158,30 +159,30 @@ def _session(device: torch.device, steps: int, *, distilled: bool) -> Session:
     settings._attn_implementation = "eager" if distilled else "sdpa"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: nn.Module = BertForSequenceClassification(settings).to(device)
+        model: nn.Module = BertForSequenceClassification(settings)
     generator = torch.Generator().manual_seed(0)
     rows = batch * steps
     ids = torch.randint(5, vocabulary, (rows * length,), generator=generator, dtype=torch.int32)
     starts = torch.arange(rows + 1) * length
     split = Split(Tokens(ids, starts, 0), torch.randint(0, 2, (rows,), generator=generator)).to(device)
-    session = Session(config, Task("bench", split, split, split), model, start_accelerator(config))
+    session = Session(config, Task("bench", split, split, split), model.to(device), start_accelerator(config))
     if distilled:
         session.teacher = Teacher(config, copy.deepcopy(model).eval().requires_grad_(False))
     return session
 
 
-def _masks(session: Session, number: int = 1) -> Masks:
+def bench_masks(session: Session, number: int = 1) -> Masks:
+    """Random masks of sparsity 0.9375 for the session's network."""
     weights = prunable_weights(session.model)
     alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     return stage_masks(weights, alive, 1, session.config).draw(number)
 
 
-def _trainer(session: Session, steps: int, device: torch.device) -> Callable[[], object]:
-    """One epoch by transformers' own Trainer, on a copy of the network and the same rows."""
+@contextlib.contextmanager
+def _trainer(session: Session, steps: int, device: torch.device) -> Iterator[Callable[[], object]]:
+    """A function that trains one epoch by transformers' own Trainer, on a copy of the network and the same rows."""
     from transformers import Trainer, TrainingArguments
-    from transformers.utils import logging as theirs
 
-    logs: Any = theirs  # untyped
     train, batch = session.task.train, session.config.batch_size
     ids: Any = train.inputs
     length = int(ids.lengths[0])
@@ -191,9 +192,8 @@ def _trainer(session: Session, steps: int, device: torch.device) -> Callable[[],
         for row in range(len(train))
     ]
     network = copy.deepcopy(session.model)
-    folder = tempfile.TemporaryDirectory()
-    options = TrainingArguments(
-        folder.name,
+    options = functools.partial(
+        TrainingArguments,
         per_device_train_batch_size=batch,
         max_steps=steps,
         learning_rate=1e-4,
@@ -210,15 +210,14 @@ def _trainer(session: Session, steps: int, device: torch.device) -> Callable[[],
         dataloader_pin_memory=device.type == "cuda",
     )
 
-    def train_once() -> None:
-        _ = folder  # it lives as long as this function
-        level = logs.get_verbosity()
-        logs.set_verbosity_error()
-        with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng():
-            Trainer(model=network, args=options, train_dataset=examples).train()  # type: ignore[arg-type]
-        logs.set_verbosity(level)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        arguments = options(output_dir=folder)
 
-    return train_once
+        def train_once() -> None:
+            with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng():
+                Trainer(model=network, args=arguments, train_dataset=examples).train()
+
+        yield train_once
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

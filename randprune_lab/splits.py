@@ -14,7 +14,8 @@ Batch = Tensor | dict[str, Tensor]  # what a model takes; a dict by name
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of main memory on ``device``, without making the device wait."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    waits = device.type != "cuda" or tensor.device.type == "cuda"
+    return tensor.to(device) if waits else tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

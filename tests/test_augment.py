@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
 
 from randprune_lab import augment as module
-from randprune_lab import glove
+from randprune_lab import glove as vectors
 from randprune_lab.augment import Augmented, augment, augmented_from_cache
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -150,12 +150,12 @@ def test_words_of_several_pieces_get_their_nearest_neighbours(folder, glove):
 
 
 def test_neighbours_agree_with_a_plain_search_across_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(glove, "CHUNK", 7)
+    monkeypatch.setattr(vectors, "CHUNK", 7)
     draw = random.Random(5)
     names = ["".join(letters) for letters in itertools.product("abcde", repeat=3)]
-    vectors = {name: [draw.gauss(0, 1) for _ in range(6)] for name in names}
+    table = {name: [draw.gauss(0, 1) for _ in range(6)] for name in names}
     path = tmp_path / "glove.txt"
-    lines = [f"{name} {' '.join(f'{value:.6f}' for value in vector)}" for name, vector in vectors.items()]
+    lines = [f"{name} {' '.join(f'{value:.6f}' for value in vector)}" for name, vector in table.items()]
     lines.insert(3, "Upper 1 1 1 1 1 1")  # no neighbour: not in lower case
     lines.insert(4, ". . . 1 1 1 1 1 1")  # as in the 840B file
     lines.insert(5, "nought 0 0 0 0 0 0")
@@ -167,11 +167,11 @@ def test_neighbours_agree_with_a_plain_search_across_chunks(tmp_path, monkeypatc
         )
 
     asked = {"abc", "eee", "aaa", "absent"}
-    found = glove.glove_neighbours(asked, path, 4)
+    found = vectors.glove_neighbours(asked, path, 4)
     assert found.keys() == asked - {"absent"}
     for word, near in found.items():
         others = [name for name in names if name != word]
-        assert near == sorted(others, key=lambda name: -cosine(vectors[word], vectors[name]))[:4]
+        assert near == sorted(others, key=lambda name: -cosine(table[word], table[name]))[:4]
 
 
 def test_without_glove_words_of_several_pieces_stay_and_it_is_said_once(folder, glove):

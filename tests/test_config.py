@@ -189,7 +189,6 @@ def test_an_unknown_field_is_refused_with_the_nearest(wrong, nearest):
         ({"batch_size": 0}, ["batch_size", "greater than or equal to 1"]),
         ({"dense_epochs": -1}, ["dense_epochs", "greater than or equal to 0"]),
         ({"max_epochs": 0}, ["max_epochs", "greater than or equal to 1"]),
-        ({"max_epochs": 0}, ["max_epochs", "greater than or equal to 1"]),
         ({"emep_epochs": 0}, ["emep_epochs", "greater than or equal to 1"]),
         ({"patience": 0}, ["patience", "greater than or equal to 1"]),
         ({"threads": 0}, ["threads", "greater than or equal to 1"]),

@@ -1,7 +1,10 @@
 """The same masks on a CUDA device: run by hand with -m gpu."""
 
+import copy
+
 import pytest
 import torch
+from small import checkpoints, small
 
 from randprune_lab import (
     KeepCurve,
@@ -41,3 +44,63 @@ def test_random_masks_are_exact_seeded_and_of_the_predicted_randomness(weight, m
     predicted = KeepCurve.of(weight, 0.9375, samples=6, ties=ties).expected_ir
     error = 4.5 * float(randomness.std()) / 30**0.5  # false alarms: 7e-6 each
     assert float(randomness.mean()) == pytest.approx(predicted, abs=max(error, 0.01 * predicted))
+
+
+def test_all_layers_of_bert_base_get_exact_masks():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from randprune_lab.config import RunConfig
+    from randprune_lab.masks import kept, stage_masks
+    from randprune_lab.models import prunable_weights
+
+    with torch.device("cuda"):
+        weights = prunable_weights(BertForSequenceClassification(BertConfig()))
+    assert len(weights) == 72
+    alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    config = RunConfig(stages=(0.9375,), randomness="decrease")
+    draw = stage_masks(weights, alive, 1, config).draw
+    masks, again, other = draw(1), draw(1), draw(2)
+    for name, weight in weights.items():
+        assert int(masks[name].sum()) == weight.numel() - round(0.9375 * weight.numel())
+        assert torch.equal(masks[name], again[name])
+        assert not torch.equal(masks[name], other[name])
+    assert kept(masks) == sum(weight.numel() - round(0.9375 * weight.numel()) for weight in weights.values())
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_transformer_run_keeps_its_zeros_and_its_float32_weights(precision):
+    config = small(
+        task="digits", model="tiny-vit", device="cuda", precision=precision, hidden_weight=1, attention_weight=1
+    )
+    last = checkpoints(config)[-1].tensors
+    pruned = [name.removeprefix("mask.") for name in last if name.startswith("mask.")]
+    assert len(pruned) == 12
+    for name in pruned:
+        weight = last[f"model.{name}"]
+        assert weight.dtype == torch.float32
+        assert int((weight != 0).sum()) <= weight.numel() - round(0.9 * weight.numel())
+
+
+def test_lockstep_equals_serial_bit_for_bit_with_deterministic_kernels(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings = {"task": "digits", "model": "tiny-vit", "device": "cuda", "deterministic": True, "hidden_weight": 1}
+    one, other = (checkpoints(small(executor=executor, **settings))[-1] for executor in ("lockstep", "serial"))
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_step_in_steady_state_never_waits_for_the_gpu(distilled):
+    from randprune_lab.pace import bench_masks, bench_session, no_synchronization
+    from randprune_lab.training import Phase, train_epoch
+
+    session = bench_session(torch.device("cuda", 0), 5, distilled=distilled)
+    masks = bench_masks(session)
+    phase = Phase(session, "emep", 1, masks, lambda _: 1e-4, copy.deepcopy(session.model))
+    train_epoch(session, "emep", 1, 0, [phase])  # what is made at the first step is there
+    with no_synchronization():
+        for step in range(1, 5):
+            rows = torch.arange(step * 32, (step + 1) * 32)
+            batch, labels = session.task.train.batch(rows)
+            with session.accelerator.autocast():
+                taught = session.teacher.features(batch, rows) if session.teacher else None
+            phase.step(5 + step, batch, labels, taught)

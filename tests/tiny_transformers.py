@@ -130,9 +130,7 @@ def batch(name: str, rows: int = 4, extra: int = 0, seed: int = 0) -> dict[str, 
     made = tokenizer(name)
     made.pad_token = made.pad_token or made.eos_token
     longest = max(len(ids) for ids in made(sentences(rows, seed)[0])["input_ids"])
-    return dict(
-        made(sentences(rows, seed)[0], padding="max_length", max_length=longest + extra, return_tensors="pt")
-    )
+    return dict(made(sentences(rows, seed)[0], padding="max_length", max_length=longest + extra, return_tensors="pt"))
 
 
 def quiet() -> None:
