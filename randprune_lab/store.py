@@ -63,7 +63,8 @@ def runs_folder() -> Path:
 
 def new_folder(config: RunConfig, *, parent: Path | None = None) -> Path:
     """A name for a new run's folder: time, task, method and seed; not yet made."""
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}-{config.control or config.method}-seed{config.seed}"
+    task = re.sub(r"\W+", "-", config.task)  # glue/mrpc
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{task}-{config.control or config.method}-seed{config.seed}"
     parent = runs_folder() if parent is None else parent
     names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 10_000))
     return next(parent / name for name in names if not (parent / name).exists())

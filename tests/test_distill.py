@@ -265,7 +265,7 @@ def test_terms_against_slow_loops(name, temperature):
 def test_hidden_states_are_those_of_embeddings_and_blocks(name):
     model, inputs, seen = network(name), tiny_transformers.batch(name), []
 
-    def see(module, arguments, output):
+    def see(_module, _arguments, output):
         seen.append(output[0] if isinstance(output, tuple) else output)
 
     parts = (
