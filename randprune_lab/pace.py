@@ -97,13 +97,16 @@ def trainer_ratio(device: torch.device, *, steps: int = 25, pairs: int = 7) -> t
     with _trainer(session, steps, device) as trainer:
         for pair in range(pairs + 1):
             mine = functools.partial(train_epoch, session, "emep", 1, pair, [phase])
-            contestants: dict[str, Callable[[], object]] = {"ours": mine, "theirs": trainer}
+            contestants: dict[str, Callable[[], float]] = {
+                "ours": functools.partial(_seconds, mine, device, parts=steps),
+                "theirs": trainer,
+            }
             taken: dict[str, float] = {}
             for name in sorted(contestants, reverse=bool(pair % 2)):
                 session.accelerator = start_accelerator(session.config)  # the Trainer leaves none behind
-                taken[name] = _seconds(contestants[name], device)
+                taken[name] = contestants[name]()
             if pair:  # the first one warms up
-                ours.append(taken["ours"] / steps)
+                ours.append(taken["ours"])
                 ratios.append(taken["theirs"] / taken["ours"])
     return statistics.median(ours), statistics.median(ratios)
 
@@ -179,9 +182,18 @@ def bench_masks(session: Session, number: int = 1) -> Masks:
 
 
 @contextlib.contextmanager
-def _trainer(session: Session, steps: int, device: torch.device) -> Iterator[Callable[[], object]]:
-    """A function that trains one epoch by transformers' own Trainer, on a copy of the network and the same rows."""
-    from transformers import Trainer, TrainingArguments
+def _trainer(session: Session, steps: int, device: torch.device) -> Iterator[Callable[[], float]]:
+    """A function that trains one epoch by transformers' own Trainer, on a copy of the network and the same rows.
+
+    It returns the seconds of a step; what the Trainer does before its second step is not counted.
+    """
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: object, state: Any, control: object, **_: object) -> None:  # noqa: ARG002
+            times.append(_now(device))
+
+    times: list[float] = []
 
     train, batch = session.task.train, session.config.batch_size
     ids: Any = train.inputs
@@ -213,24 +225,27 @@ def _trainer(session: Session, steps: int, device: torch.device) -> Iterator[Cal
     with tempfile.TemporaryDirectory() as folder, quiet():
         arguments = options(output_dir=folder)
 
-        def train_once() -> None:
+        def train_once() -> float:
+            times.clear()
             with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng():
-                Trainer(model=network, args=arguments, train_dataset=examples).train()
+                Trainer(model=network, args=arguments, train_dataset=examples, callbacks=[Clock()]).train()
+            return (times[-1] - times[0]) / (len(times) - 1)
 
         yield train_once
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """CPU time of this process, all threads; on a GPU what passes until it is done."""
+    start = _now(device)
+    work()
+    return (_now(device) - start) / parts
+
+
+def _now(device: torch.device) -> float:
+    """CPU time of this process, all threads; on a GPU the time when its work is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+        return time.perf_counter()
+    return time.process_time()
 
 
 @contextlib.contextmanager

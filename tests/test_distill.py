@@ -548,8 +548,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(words
     teacher = tiny_transformers.checkpoint(tmp_path / "teacher", "bert", num_hidden_layers=4)
     seen = []
     with pytest.raises(ValueError, match="--layer-map 2,4"):
-        for item in engine.prune(text_run(words, student, teacher=teacher, dense_epochs=1)):
-            seen.append(item)
+        seen.extend(engine.prune(text_run(words, student, teacher=teacher, dense_epochs=1)))
     assert not any(isinstance(item, EpochFinished | DenseFinished) for item in seen)
 
 
@@ -559,8 +558,7 @@ def test_a_missing_teacher_is_refused_before_anything_is_trained(words, tmp_path
     student = tiny_transformers.checkpoint(tmp_path / "student", "bert")
     seen = []
     with pytest.raises(ValueError, match="nowhere"):
-        for item in engine.prune(text_run(words, student, teacher=str(tmp_path / "nowhere"), dense_epochs=1)):
-            seen.append(item)
+        seen.extend(engine.prune(text_run(words, student, teacher=str(tmp_path / "nowhere"), dense_epochs=1)))
     assert not any(isinstance(item, EpochFinished | DenseFinished) for item in seen)
 
 
