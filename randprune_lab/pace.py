@@ -234,7 +234,7 @@ def _trainer(session: Session, steps: int, device: torch.device) -> Iterator[Cal
         yield train_once
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def _seconds(work: Callable[[], object], device: torch.device, *, parts: int = 1) -> float:
     start = _now(device)
     work()
     return (_now(device) - start) / parts

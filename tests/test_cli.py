@@ -161,7 +161,7 @@ def test_bench_measures_what_it_names(command):
     code, out, err = command("bench", "--repeats", 1, "--json")
     assert code == 0, err
     rows = {row["name"]: row for row in json.loads(out)["measured"]}
-    assert len(rows) == 11
+    assert len(rows) == 14
     assert all(row["value"] > 0 for row in rows.values())
     loop = next(row for name, row in rows.items() if "110 torch.multinomial" in name)
     first = rows["random_mask, first of a stage"]

@@ -13,6 +13,7 @@ from randprune_lab.config import RunConfig
 from randprune_lab.distill import (
     Features,
     Teacher,
+    Unseen,
     all_logits,
     attention_loss,
     features,
@@ -337,6 +338,19 @@ def test_half_precision_has_finite_terms_and_gradients(name):
     total(terms, config()).backward()
     assert numbers(terms) == pytest.approx(numbers(exact), rel=0.1, abs=0.02)
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", tiny_transformers.TEXT)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_mask_that_hides_nothing_may_stay(name, rows):
+    """On a GPU transformers is kept from looking whether there is padding: with one row there is none."""
+    model, inputs = tiny_transformers.build(name), tiny_transformers.batch(name, rows)
+    model.config.pad_token_id = 0 if name == "gpt2" else model.config.pad_token_id
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with Unseen():
+            unseen = model(**inputs).logits
+    torch.testing.assert_close(unseen, plain, rtol=1e-4, atol=1e-5)
 
 
 # Which terms, which weights.
