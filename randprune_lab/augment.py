@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from randprune_lab.checks import check_number, check_whole
 from randprune_lab.files import write_atomically
 from randprune_lab.glove import WORD, glove_neighbours
-from randprune_lab.pretrained import quiet
+from randprune_lab.pretrained import TINY, quiet
 from randprune_lab.sampling import seed_of
 
 if TYPE_CHECKING:
@@ -271,8 +271,12 @@ def _load(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and masked language model, ready to be asked; nothing is printed."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    fix = "Pass augment_model=..., a masked language model with safetensors: bert-base-uncased, or a folder with one."
+    fix = (
+        "Pass augment_model=..., a masked language model such as bert-base-uncased or a folder with one; or augment=0."
+    )
     try:
+        if model in TINY:
+            raise ValueError("it is made here, and knows only sentences of its own")
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         if tokenizer.mask_token is None:
             raise ValueError("its tokenizer has no mask token, as with GPT-2")
@@ -290,7 +294,7 @@ def _load(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
             )
     except Exception as error:  # transformers raises many kinds for a folder that will not do
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"model = {model!r}: cannot predict masked words ({reason}). {fix}") from error
+        raise ValueError(f"augment_model = {model!r}: cannot predict masked words ({reason}). {fix}") from error
     return tokenizer, network.eval()
 
 

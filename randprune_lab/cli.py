@@ -341,6 +341,8 @@ class _Display:
         except OSError as error:
             raise ValueError(f"{folder}: cannot be written ({error}). What was saved is intact. {hint}") from error
         except RuntimeError as error:
+            if type(error).__name__ == "OutOfMemory":
+                raise ValueError(f"{error} {hint} --wave 1") from error
             raise ValueError(f"{error} The run stopped; what was saved lies in {folder}.") from error
 
 

@@ -317,6 +317,10 @@ class RunConfig(pydantic.BaseModel):
                 f"unlabelled = {self.unlabelled!r}: rows without labels teach by distillation only, and its weights "
                 "are all 0. Make logit_weight, hidden_weight or attention_weight positive."
             )
+        if self.glove and not self.augment:
+            raise ValueError(
+                f"glove = {self.glove!r}: is for augmentation, which is off. Pass augment, too, or no glove."
+            )
         if self.layer_map and not self.teacher:
             raise ValueError(
                 f"layer_map = {self.layer_map}: needs a teacher of another depth. Pass teacher, or leave layer_map out."

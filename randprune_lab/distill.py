@@ -28,7 +28,8 @@ class Features(NamedTuple):
 
     Attributes:
         logits: B x classes.
-        hidden: of the embeddings and every block, B x tokens x width each.
+        hidden: of the embeddings and every block, B x tokens x width each, as transformers has them (GPT-2's last one
+            comes after its final norm).
         scores: of every block before the softmax, B x heads x tokens x tokens each.
     """
 
@@ -46,7 +47,7 @@ class SoftmaxTap(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every torch function that is called inside the ``with`` block comes by here."""
-        if func in (F.softmax, torch.softmax, torch.Tensor.softmax) and args[0].ndim == 4:
+        if func in (F.softmax, torch.softmax, torch.Tensor.softmax) and args and args[0].ndim == 4:
             self.scores.append(args[0])
         return func(*args, **(kwargs or {}))
 

@@ -159,8 +159,14 @@ class _Run:
         _prepare(network, self.tokenizer, config)
         task = as_images(task, network)
         self.session = Session(config, task.to(accelerator.device), network.to(accelerator.device), accelerator)
+        self.teacher: nn.Module | None = None
+        if config.teacher:  # now, lest it turn out not to fit when the dense network has been trained
+            self.teacher = _network(config.teacher, task, config, trained=True).to(accelerator.device)
+            _prepare(self.teacher, self.tokenizer, config)
         self.sizes = {name: weight.numel() for name, weight in self.weights().items()}
         _check_fit(self.session)
+        if self.teacher is not None:
+            _check_teacher(self.session, self.teacher)
         _check_schedule(config, self.sizes)
         self.masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights().items()}
         self.progress = Progress()
@@ -212,15 +218,13 @@ class _Run:
         session, config = self.session, self.config
         if not config.distils:
             return
-        if config.teacher:
-            network = _network(config.teacher, session.task, config).to(session.accelerator.device)
-        else:
+        network = self.teacher
+        if network is None:
             network = copy.deepcopy(session.model)
             network.load_state_dict(self.dense)
         network.eval().requires_grad_(False)
         if any(wanted(config).values()):
             session.teacher = Teacher(config, network)
-            _check_teacher(session)
         else:
             session.teacher = Teacher(config, logits=all_logits(network, session.task.train.inputs))
 
@@ -359,7 +363,7 @@ class _Run:
         self.dense = {name: tensor.to(self.session.accelerator.device) for name, tensor in checkpoint.dense.items()}
 
 
-def _network(name: str, task: Task, config: RunConfig) -> nn.Module:
+def _network(name: str, task: Task, config: RunConfig, *, trained: bool = False) -> nn.Module:
     """The network that ``name`` names, with a head for the task."""
     return build_model(
         name,
@@ -369,6 +373,7 @@ def _network(name: str, task: Task, config: RunConfig) -> nn.Module:
         regression=task.regression,
         images=not isinstance(task.train.inputs, Tokens),
         eager=config.attention_weight > 0,
+        trained=trained,
     )
 
 
@@ -387,16 +392,17 @@ def _check_fit(session: Session) -> None:
     splits = session.task.splits
     _check_alike(splits)
     _check_trainable(session)
-    inputs, shape = session.task.train.inputs, "texts"
-    rows = inputs.longest(2) if isinstance(inputs, Tokens) else torch.arange(min(2, len(inputs)))
-    if isinstance(inputs, Tensor):
-        shape = f"examples of shape {tuple(inputs.shape[1:])}"
-    elif isinstance(inputs, Tokens):
-        shape = f"texts of {int(inputs.lengths.max())} tokens"
+    inputs = session.task.train.inputs
+    shape = f"examples of shape {tuple(inputs.shape[1:])}" if isinstance(inputs, Tensor) else "these examples"
+    rows = torch.arange(min(2, len(inputs)))
+    if isinstance(inputs, Tokens):
+        _check_vocabulary(session)
+        texts: Any = max((split.inputs for split in splits.values()), key=_longest)
+        inputs, rows, shape = texts, texts.longest(2), f"texts of {_longest(texts)} tokens"
     try:
         session.model.eval()
         with torch.no_grad():
-            logits = features(session.model, session.task.train.batch(rows)[0], **wanted(session.config)).logits
+            logits = features(session.model, inputs[rows], **wanted(session.config)).logits
     except (RuntimeError, TypeError, IndexError, AttributeError) as error:
         advice = (
             "Lower max_length."
@@ -417,6 +423,22 @@ def _check_fit(session: Session) -> None:
                 f"labels of {name} run from {low} to {high}, the model has {logits.shape[1]} classes: must lie in "
                 f"[0, {logits.shape[1]}). Renumber them, or give the model more outputs."
             )
+
+
+def _longest(inputs: Any) -> int:
+    return int(inputs.lengths.max())
+
+
+def _check_vocabulary(session: Session) -> None:
+    """Every token number is one that the model's embeddings know."""
+    model: Any = session.model
+    known = model.get_input_embeddings().num_embeddings if is_pretrained(model) else None
+    largest = max(int(split.inputs.ids.max()) for split in session.task.splits.values())  # type: ignore[union-attr]
+    if known is not None and largest >= known:
+        raise ValueError(
+            f"the tokenizer gives token number {largest}, the model knows 0 to {known - 1}: they do not belong "
+            "together. Pass a folder with the model's own tokenizer."
+        )
 
 
 def _check_alike(splits: dict[str, Split]) -> None:
@@ -442,13 +464,14 @@ def _shape(found: Any) -> Any:
     return found if isinstance(found, str) else tuple(found)
 
 
-def _check_teacher(session: Session) -> None:
+def _check_teacher(session: Session, teacher: nn.Module) -> None:
     """A batch of two examples through both networks: a teacher that does not fit shows here, not hours later."""
-    assert session.teacher is not None
     batch, labels = session.task.train.batch(torch.arange(2))
     with torch.no_grad():
-        taught = session.teacher.features(batch, torch.arange(2))
-        loss_terms(features(session.model, batch, **wanted(session.config)), taught, batch, labels, session.config)
+        seen, taught = (
+            features(network.eval(), batch, **wanted(session.config)) for network in (session.model, teacher)
+        )
+        loss_terms(seen, taught, batch, labels, session.config)
 
 
 def _check_trainable(session: Session) -> None:

@@ -239,7 +239,7 @@ class Checkpoint:
         recorded: the number of all events when this was read; None if unknown.
         damaged: checkpoints that could not be read and were passed over.
         config: what the run was started with; None if unknown.
-        files: what lies beside the finished network's weights so that others can load it, by file name.
+        files: the finished network as its own library saves it, by file name; empty: weights alone.
     """
 
     progress: Progress

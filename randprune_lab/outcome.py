@@ -18,7 +18,7 @@ from randprune_lab.config import OBJECT, RunConfig
 from randprune_lab.events import RunStarted
 from randprune_lab.files import write_atomically
 from randprune_lab.models import build_model, is_transformer
-from randprune_lab.pretrained import load_network
+from randprune_lab.pretrained import load_network, load_tokenizer
 from randprune_lab.report import write_report
 from randprune_lab.tasks import as_images, is_text, load_task
 
@@ -71,7 +71,7 @@ def _network(folder: Path, config: RunConfig) -> tuple[nn.Module, Tensor | Mappi
         network.load_state_dict(load_file(weights))
     if text:
         made: Any = network.config if hasattr(network, "config") else None
-        length = min(config.max_length, getattr(made, "max_position_embeddings", config.max_length))
+        length = min(config.max_length, load_tokenizer(str(folder / "model")).model_max_length)
         tokens = torch.randint(made.vocab_size, (TEXTS, length), generator=torch.Generator().manual_seed(0))
         return network, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     test = as_images(load_task(config), network).test

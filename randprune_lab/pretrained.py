@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 from randprune_lab import sentences, tiny
 
 TINY = ("tiny-bert", "tiny-vit")
+TOKENIZER_FILES = ("tokenizer*.json", "tokenizer*.model", "vocab*", "*.model", "*.tiktoken")
+UNLIMITED = 1_000_000  # tokens; a tokenizer that says more says nothing
 OFFLINE = "Without a network, pass a folder that save_pretrained wrote; tiny-bert, tiny-vit and mlp need none."
 
 
@@ -27,9 +29,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: none can be loaded, or it cannot pad.
     """
+    if name == "tiny-vit":
+        raise ValueError("model = 'tiny-vit': is for images, such as task digits. For texts, pass tiny-bert.")
     if name == "tiny-bert":
         return sentences.tokenizer()
-    from transformers import AutoTokenizer
+    folder = Path(name)
+    if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in TOKENIZER_FILES):
+        raise ValueError(  # transformers would make up an empty one
+            f"model = {name!r}: no tokenizer is in that folder. Save it there, too: tokenizer.save_pretrained(folder)."
+        )
+    from transformers import AutoConfig, AutoTokenizer
 
     with quiet():
         try:
@@ -38,6 +47,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             raise ValueError(
                 f"model = {name!r}: its tokenizer cannot be loaded ({_short(error)}). {OFFLINE}"
             ) from error
+    if tokenizer.model_max_length > UNLIMITED:
+        settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        tokenizer.model_max_length = getattr(settings, "max_position_embeddings", None) or UNLIMITED
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ValueError(
@@ -49,11 +61,19 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_network(
-    name: str, *, outputs: int, labels: tuple[str, ...] = (), regression: bool = False, images: bool, eager: bool
+    name: str,
+    *,
+    outputs: int,
+    labels: tuple[str, ...] = (),
+    regression: bool = False,
+    images: bool,
+    eager: bool,
+    trained: bool = False,
 ) -> nn.Module:
     """A classifier for texts or images by Hub id or folder, in float32; only safetensors, no code from elsewhere.
 
-    A new head is initialized from the ambient random state. ``eager``: attention whose scores can be seen.
+    A new head is initialized from the ambient random state. ``eager``: attention whose scores can be seen. ``trained``:
+    it must bring a head of its own, as a teacher does.
 
     Raises:
         ValueError: it cannot be loaded, is no network for such data, or has a head for another task.
@@ -64,6 +84,9 @@ def load_network(
     if eager:
         heads["attn_implementation"] = "eager"
     if name in TINY:
+        if images != (name == "tiny-vit"):
+            other = "tiny-vit or mlp" if images else "tiny-bert"
+            raise ValueError(f"model = {name!r}: does not take {'images' if images else 'texts'}. Pass {other}.")
         heads.pop("num_labels")
         return (tiny.tiny_vit if name == "tiny-vit" else tiny.tiny_bert)(outputs, **heads)
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
@@ -74,13 +97,17 @@ def load_network(
             settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # of many libraries
             raise ValueError(f"model = {name!r}: cannot be loaded ({_short(error)}). {OFFLINE}") from error
-        trained = any("Classification" in kind for kind in settings.architectures or ())
-        if trained and settings.num_labels != outputs:
+        headed = any("Classification" in kind for kind in settings.architectures or ())
+        if trained and not headed:
+            raise ValueError(f"teacher = {name!r}: has no trained head. Pass a model that was fine-tuned on this task.")
+        if headed and settings.num_labels != outputs:
             task = "regression" if regression else f"{outputs} classes"
             raise ValueError(
                 f"model = {name!r}: its head has {settings.num_labels} outputs, the task needs {outputs} ({task}). "
                 "Pass a model without a head (the pretrained one), or one that was fine-tuned on this task."
             )
+        if headed:
+            _check_order(name, settings.id2label, labels)
         if regression:
             heads["problem_type"] = "regression"
         try:
@@ -103,19 +130,28 @@ def load_network(
     return model  # type: ignore[no-any-return]
 
 
+def _check_order(name: str, theirs: dict[int, str], ours: tuple[str, ...]) -> None:
+    """A trained head whose outputs mean the task's classes in another order would answer wrongly without a word."""
+    found = [theirs[at].lower() for at in sorted(theirs)]
+    if set(found) == {label.lower() for label in ours} and found != [label.lower() for label in ours]:
+        raise ValueError(
+            f"model = {name!r}: its outputs are {', '.join(found)}, the task's classes {', '.join(ours)}: the same in "
+            "another order. Pass a model without a head, or one that was fine-tuned on this data set."
+        )
+
+
 def is_pretrained(model: nn.Module) -> bool:
     """It is a network of the transformers library."""
     return hasattr(model, "save_pretrained") and hasattr(model, "config")
 
 
 def companions(model: nn.Module, tokenizer: Any) -> dict[str, bytes]:
-    """What ``from_pretrained`` needs beside the weights, by file name: configuration and tokenizer."""
+    """What ``save_pretrained`` writes, by file name: weights under their checkpoint's names, settings, tokenizer."""
     if not is_pretrained(model):
         return {}
-    settings: Any = model.config
-    settings.architectures = [type(model).__name__]
     with tempfile.TemporaryDirectory() as folder, quiet():
-        for part in (settings, tokenizer):
+        parts: list[Any] = [model, tokenizer]
+        for part in parts:
             if part is not None:
                 part.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}

@@ -279,7 +279,8 @@ def _save(folder: Path, checkpoint: Checkpoint, lines: int) -> None:
         write_atomically(path, json.dumps(_histograms(checkpoint.tensors)))
     if progress.phase == "finished":
         model = {name[6:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model.")}
-        for name, content in {**checkpoint.files, "model.safetensors": save(model, {"format": "pt"})}.items():
+        files = checkpoint.files or {"model.safetensors": save(model, {"format": "pt"})}
+        for name, content in files.items():
             write_atomically(folder / "model" / name, content)
     path = folder / "checkpoints" / f"{number:06d}-{what}.safetensors"
     write_atomically(path, save(checkpoint.tensors, metadata))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from randprune_lab.checks import check_option
 from randprune_lab.config import RunConfig
 from randprune_lab.splits import Images, Split, Task
-from randprune_lab.texts import GLUE_TASKS, load_texts
+from randprune_lab.tables import GLUE_TASKS
+from randprune_lab.texts import load_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

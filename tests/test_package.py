@@ -35,6 +35,7 @@ ROOMS = [
     "splits",
     "glove",
     "augment",
+    "tables",
     "texts",
     "tasks",
     "distill",

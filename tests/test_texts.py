@@ -15,7 +15,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM
 
-from randprune_lab import engine, sentences, store, texts, training
+from randprune_lab import engine, sentences, store, tables, texts, training
 from randprune_lab.config import RunConfig
 from randprune_lab.events import DenseFinished, RunFinished, Warned
 from randprune_lab.metrics import measure
@@ -164,9 +164,9 @@ def test_reported_scores_are_those_of_the_saved_model(task, tmp_path):
 
 
 def test_the_list_of_tasks_is_glue_of_the_paper():
-    assert set(texts.GLUE_TASKS) == {f"glue/{task}" for task in GLUE}
+    assert set(tables.GLUE_TASKS) == {f"glue/{task}" for task in GLUE}
     for task, (columns, _, metrics) in GLUE.items():
-        assert (texts.GLUE[task].columns, texts.GLUE[task].metrics) == (columns, metrics)
+        assert (tables.GLUE[task].columns, tables.GLUE[task].metrics) == (columns, metrics)
 
 
 def test_labels_of_similarity_are_decimals(tmp_path):
@@ -242,9 +242,9 @@ def test_the_selection_split_is_part_of_train_and_always_the_same(tmp_path):
 
 def test_at_most_2000_rows_are_held_out():
     texts_, labels = zip(*[(f"text {row}", row % 2) for row in range(12_000)], strict=True)
-    rows = {"train": texts.Rows([(text,) for text in texts_], labels)}
+    rows = {"train": tables.Rows([(text,) for text in texts_], labels)}
     rows["validation"] = rows["train"]
-    made = texts.Table(rows, ("no", "yes"), texts.GLUE["sst2"])
+    made = tables.Table(rows, ("no", "yes"), tables.GLUE["sst2"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(texts, "read", lambda *_: made)
         task = load(glue("sst2", Path("nowhere")))
