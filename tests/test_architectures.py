@@ -203,19 +203,7 @@ def test_nothing_else_is_sparse(run):
             assert int((tensor == 0).sum()) <= int((before == 0).sum()) + 1, name
 
 
-# BUG, reported: outcome._network measures RoBERTa with texts of max_position_embeddings tokens; it can take two less.
-OFFSET = "outcome.conclude: IndexError or RuntimeError where max_length is above RoBERTa's limit"
-
-# BUG, reported: transformers 5 renames ViT's tensors while loading and takes that back in save_pretrained; the run
-# saves its state dict under the new names.
-RENAMED = (
-    "ViT is saved as vit.layers.0.attention.q_proj, its checkpoint says vit.encoder.layer.0.attention.attention.query"
-)
-
-
-def test_names_shapes_and_types_are_those_of_the_checkpoint(run, request):
-    if run.architecture == "vit":
-        request.applymarker(pytest.mark.xfail(reason=RENAMED, strict=True))
+def test_names_shapes_and_types_are_those_of_the_checkpoint(run):
     saved = read_tensors(run.model / "model.safetensors")
     assert {name: (t.shape, t.dtype) for name, t in saved.items()} == {
         name: (t.shape, t.dtype) for name, t in run.original.items()
@@ -266,10 +254,8 @@ def test_the_checkpoint_was_left_alone(run):
     assert all(torch.equal(now[name], tensor) for name, tensor in run.original.items())
 
 
-def test_conclude(run, request):
+def test_conclude(run):
     """What sparsity bought, the model card and the report, with the numbers that the run had."""
-    if run.architecture == "roberta":
-        request.applymarker(pytest.mark.xfail(reason=OFFSET, strict=True))
     folder = run.folder / "run"
     report = outcome.conclude(folder)
     benefit = json.loads((folder / "benefit.json").read_text())
@@ -389,8 +375,6 @@ def test_code_of_a_checkpoint_is_not_run(bert, tmp_path):
     assert not witness.exists()
 
 
-# BUG, reported: transformers 5 makes up an empty tokenizer for a folder without one; every word is [UNK] to it.
-@pytest.mark.xfail(reason="load_tokenizer takes a tokenizer of special tokens only", strict=True)
 @pytest.mark.parametrize("architecture", TEXT)
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path, architecture):
     tiny_transformers.build(architecture).save_pretrained(tmp_path / "checkpoint")
@@ -398,8 +382,6 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path, architecture):
         next(iter(engine.prune(settings(tmp_path, architecture))))
 
 
-# BUG, reported: load_network puts the task's class names over those of the head, in whatever order they were learned.
-@pytest.mark.xfail(reason="a head with the same classes in another order is taken as it is", strict=True)
 def test_a_head_with_the_classes_in_another_order_is_not_taken_as_it_is(tmp_path):
     order = {"id2label": {0: "good", 1: "bad"}, "label2id": {"good": 0, "bad": 1}}
     folder = tiny_transformers.checkpoint(tmp_path / "checkpoint", "bert", **order)
@@ -427,11 +409,8 @@ def longer(folder: Path, split: str, words: int) -> None:
 
 @pytest.mark.parametrize("architecture", [name for name in TEXT if name != "deberta-v2"])  # its positions are relative
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_texts_beyond_the_positions_of_the_model_are_refused(tmp_path, architecture, split, request):
+def test_texts_beyond_the_positions_of_the_model_are_refused(tmp_path, architecture, split):
     """Where neither the tokenizer nor max_length cuts them, before anything is trained."""
-    if split == "validation":
-        # BUG, reported: engine._check_fit looks at the longest texts of train only.
-        request.applymarker(pytest.mark.xfail(reason="IndexError or RuntimeError while scoring", strict=True))
     folder = Path(tiny_transformers.checkpoint(tmp_path / "checkpoint", architecture))
     tiny_transformers.tokenizer(architecture, 1000).save_pretrained(folder)
     config = settings(tmp_path, architecture)
@@ -444,9 +423,7 @@ def test_texts_beyond_the_positions_of_the_model_are_refused(tmp_path, architect
         assert isinstance(next(iter(engine.prune(lower))), RunStarted)
 
 
-@pytest.mark.parametrize(
-    "architecture", ["bert", "gpt2", pytest.param("roberta", marks=pytest.mark.xfail(reason=OFFSET, strict=True))]
-)
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "roberta"])
 def test_the_tokenizer_knows_how_long_texts_may_be(tmp_path, architecture):
     """Default max_length: cut to the model's limit, counted, said once; then the run is concluded, too."""
     tiny_transformers.checkpoint(tmp_path / "checkpoint", architecture)
