@@ -42,6 +42,7 @@ ROOMS = [
     "training",
     "executors",
     "methods",
+    "fitting",
     "engine",
     "packing",
     "bridges",
