@@ -158,7 +158,8 @@ def _settings(config: RunConfig, started: RunStarted) -> str:
         names += ["candidates", "randomness", *_randomness(config), "reach", "ties"]
     if config.method == "randomized":
         names += ["emep_epochs", "emep_steps", "emep_learning_rate"]
-    names += ["dense_epochs", "max_epochs", "max_steps_per_epoch", "patience", "learning_rate", "batch_size"]
+    names += ["dense_epochs", "max_epochs", "max_steps_per_epoch", "patience", "learning_rate", "weight_decay"]
+    names += ["batch_size", "max_length"] if config.task != "digits" else ["batch_size"]
     names += ["augment", "augment_model", "unlabelled", "teacher", "layer_map", "select_on"]
     names += [name for name in RunConfig.model_fields if name.endswith("_weight")]  # of the loss and its distillation
     names += ["temperature", "seed", "precision"]

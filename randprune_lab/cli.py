@@ -57,6 +57,11 @@ def main() -> None:
     except (ValueError, OSError, USAGE_ERROR) as error:
         complain(error)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemory":  # while a model was loaded
+            raise
+        complain(error)
+        sys.exit(2)
 
 
 def _app() -> typer.Typer:
@@ -152,6 +157,7 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
     from randprune_lab import store
     from randprune_lab.config import controls
     from randprune_lab.engine import prune
+    from randprune_lab.outcome import conclude
 
     first = store.new_folder(config)
     config = config.model_copy(update={"group": config.group or first.name})
@@ -165,6 +171,7 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
             folder = first if settings is config else store.new_folder(settings, parent=first.parent)
             folders[settings.control or settings.method] = folder
             display.follow(folder, settings, _tracked(store.record(folder, stream), settings, folder, trackers))
+            conclude(folder)  # whatever becomes of the next one
     _conclude(folders, as_json=as_json)
 
 

@@ -78,7 +78,8 @@ def _stage_list(value: Any) -> Any:
 
 
 def _words(value: Any) -> Any:
-    return tuple(value.split(",")) if isinstance(value, str) and value else value or ()
+    """A comma-separated list."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) and value else value or ()
 
 
 def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -97,10 +98,6 @@ def _targets(value: Any) -> Any:
         except ValueError:
             raise ValueError(f"target_ir = {value!r}: must be numbers. Pass one, or one a stage: 0.05,0.01.") from None
     return value
-
-
-def _numbers(value: Any) -> Any:
-    return tuple(value.split(",")) if isinstance(value, str) and value else value or ()
 
 
 # What RunConfig and ExploreState share: rule, help and control of a setting stand here once.
@@ -273,7 +270,7 @@ class RunConfig(pydantic.BaseModel):
     teacher: str = Field(
         default="", description="fine-tuned model to learn from instead of the dense self: id or folder"
     )
-    layer_map: Annotated[tuple[int, ...], BeforeValidator(_numbers)] = Field(
+    layer_map: Annotated[tuple[int, ...], BeforeValidator(_words)] = Field(
         default=(), description="with teacher: its block (from 1) that each block learns from, as 2,4,6"
     )
 
@@ -316,6 +313,18 @@ class RunConfig(pydantic.BaseModel):
             raise ValueError(
                 f"unlabelled = {self.unlabelled!r}: rows without labels teach by distillation only, and its weights "
                 "are all 0. Make logit_weight, hidden_weight or attention_weight positive."
+            )
+        if self.emep_steps and not self.max_steps_per_epoch:
+            raise ValueError(
+                f"emep_steps = {self.emep_steps}: needs max_steps_per_epoch, too, or nobody could tell what part of "
+                "an epoch judging takes, which the matched control trains longer. Pass both."
+            )
+        if self.task == "digits" and (self.augment or self.unlabelled):
+            raise ValueError("augment and unlabelled are for texts, digits are images. Leave both out.")
+        if self.teacher and not self.distils:
+            raise ValueError(
+                f"teacher = {self.teacher!r}: nothing would be learned from it, every weight of distillation is 0. "
+                "Make one positive."
             )
         if self.glove and not self.augment:
             raise ValueError(
@@ -365,7 +374,6 @@ _PAPER = {
     "candidates": 8,
     "dense_epochs": 3,
     "max_epochs": 10,
-    "patience": 3,
     "learning_rate": 3e-5,
     "batch_size": 32,
     "hidden_weight": 1.0,
@@ -421,14 +429,14 @@ def controls(config: RunConfig) -> dict[str, RunConfig]:
 
     imp: plain masks, the same epochs a stage. imp-matched: plain masks, and as many epochs more a stage as judging the
     candidates takes, no patience. randomized-no-selection: the first random mask, unjudged. All with the same seed, so
-    from the same dense weights.
+    from the same dense weights (on a GPU where ``deterministic`` is on).
     """
 
     def control(name: str, changes: Mapping[str, Any]) -> RunConfig:
         return config.model_copy(update={"control": name, **changes})
 
-    short = config.emep_steps if config.emep_steps and config.max_steps_per_epoch else None
-    part = min(1.0, short / config.max_steps_per_epoch) if short and config.max_steps_per_epoch else 1.0
+    steps, whole = config.emep_steps or 1, config.max_steps_per_epoch or 1
+    part = steps / whole if config.emep_steps else 1.0
     matched = config.max_epochs + math.ceil(config.candidates * config.emep_epochs * part)
     return {
         "imp": control("imp", {"method": "imp"}),

@@ -56,13 +56,13 @@ class Unseen(TorchFunctionMode):
     """Keeps transformers from looking whether anything in a batch is padded: on a GPU the look costs a stop.
 
     It asks ``mask.all()`` to leave out a mask that hides nothing. Answered with no, the mask stays; the result is the
-    same.
+    same but for rounding.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every torch function that is called inside the ``with`` block comes by here."""
-        if func is torch.Tensor.all and len(args) == 1 and args[0].ndim == 2:
-            return False
+        if func is torch.Tensor.all and len(args) == 1 and args[0].ndim == 2 and args[0].dtype == torch.bool:
+            return torch.tensor(False)  # in main memory: no stop
         return func(*args, **(kwargs or {}))
 
 

@@ -32,7 +32,7 @@ from randprune_lab.events import (
     Warned,
 )
 from randprune_lab.executors import judge_candidates
-from randprune_lab.fitting import check_fit, check_schedule, check_teacher, network_for, prepare
+from randprune_lab.fitting import check_fit, check_schedule, check_steps, check_teacher, network_for, prepare
 from randprune_lab.masks import (
     Masks,
     StageMasks,
@@ -50,12 +50,7 @@ from randprune_lab.pretrained import companions, load_tokenizer
 from randprune_lab.sampling import introduced_randomness
 from randprune_lab.splits import Task
 from randprune_lab.tasks import as_images, is_text, load_task
-from randprune_lab.training import Diverged, Phase, Session, fine_tuning_rate, start_accelerator
-
-
-class OutOfMemory(RuntimeError):  # noqa: N818, what happened, not a fault of the program
-    """There was not enough memory; the text names the settings to lower."""
-
+from randprune_lab.training import Diverged, Phase, Session, fine_tuning_rate, start_accelerator, telling_of_memory
 
 Said = Iterator[Event | Checkpoint]
 
@@ -76,7 +71,8 @@ def prune(
         Diverged: a loss became NaN or infinite, while the network was trained or for every candidate.
         OutOfMemory: the run can be resumed with a smaller ``wave``, which changes no result.
     """
-    return _steps(_Run(config, model, data, resume))
+    with telling_of_memory():
+        return _steps(_Run(config, model, data, resume))
 
 
 def _steps(run: _Run) -> Said:
@@ -84,34 +80,22 @@ def _steps(run: _Run) -> Said:
     torch.set_num_threads(run.config.threads)
     torch.use_deterministic_algorithms(run.config.deterministic)
     try:
-        yield from run.begin()
-        if run.at("dense"):
-            yield from run.train_dense()
-        run.take_teacher()
-        for stage in run.stages_left():
-            if run.at("scoring"):
-                candidates = run.candidates(stage)
-                scores = yield from run.judge(candidates, stage)  # EMEP; same start for all
-                yield from run.choose(candidates, best(scores), stage)  # MCSS
-            yield from run.fine_tune(stage)
-        yield from run.finish()
-    except (MemoryError, RuntimeError) as error:
-        if not _of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"out of memory ({str(error).split(chr(10))[0] or 'no more to be had'}). Resume with a smaller "
-            "wave (--wave 1 trains one candidate at a time, with the same results); if that is not enough, start again "
-            "with a smaller batch_size or max_length, or hidden_weight = attention_weight = 0."
-        ) from error
+        with telling_of_memory():
+            yield from run.begin()
+            if run.at("dense"):
+                yield from run.train_dense()
+            run.take_teacher()
+            for stage in run.stages_left():
+                if run.at("scoring"):
+                    candidates = run.candidates(stage)
+                    scores = yield from run.judge(candidates, stage)  # EMEP; same start for all
+                    yield from run.choose(candidates, best(scores), stage)  # MCSS
+                    del candidates  # with its copy of the weights
+                yield from run.fine_tune(stage)
+            yield from run.finish()
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
-
-
-def _of_memory(error: Exception) -> bool:
-    """What torch says when an allocation fails, on a GPU or on the CPU."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def best(scores: list[CandidateScored]) -> int:
@@ -153,7 +137,8 @@ class _Run:
         if data is None and is_text(config.task) and (model is not None or is_transformer(config.model)):
             self.tokenizer = load_tokenizer(config.model if model is None else getattr(model, "name_or_path", ""))
         task = data if data is not None else load_task(config, self.tokenizer)
-        network = model if model is not None else network_for(config.model, task, config)
+        fine_tuned = config.dense_epochs == 0 and is_transformer(config.model)
+        network = model if model is not None else network_for(config.model, task, config, trained=fine_tuned)
         prepare(network, self.tokenizer, config)
         task = as_images(task, network)
         self.session = Session(config, task.to(accelerator.device), network.to(accelerator.device), accelerator)
@@ -163,14 +148,19 @@ class _Run:
             prepare(self.teacher, self.tokenizer, config)
         self.sizes = {name: weight.numel() for name, weight in self.weights().items()}
         check_fit(self.session)
+        check_steps(self.session)
         if self.teacher is not None:
-            check_teacher(self.session, self.teacher)
+            check_teacher(self.session, self.teacher, self.tokenizer)
         check_schedule(config, self.sizes)
         self.masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights().items()}
         self.progress = Progress()
         self.optimizer: dict[str, Tensor] = {}
         self.best: dict[str, Tensor] = {}
         if resume is not None:
+            if resume.data not in ("", self.session.task.digest()):
+                raise ValueError(
+                    f"the data of task {config.task!r} is not what this run began with. Restore it, or start anew."
+                )
             self._load(resume)
 
     def weights(self) -> dict[str, Tensor]:
@@ -198,6 +188,7 @@ class _Run:
                 torch=torch.__version__,
                 deterministic=self.config.deterministic or self.session.accelerator.device.type == "cpu",
                 metric=self.session.task.metric,
+                data=self.session.task.digest(),
             )
             for note in self.session.task.notes:
                 yield Warned(note)
@@ -214,7 +205,7 @@ class _Run:
     def take_teacher(self) -> None:
         """Freeze the dense network, or load the teacher that was asked for; where only logits count, run it once."""
         session, config = self.session, self.config
-        if not config.distils:
+        if not config.distils or self.at("finished"):
             return
         network = self.teacher
         if network is None:
@@ -225,6 +216,7 @@ class _Run:
             session.teacher = Teacher(config, network)
         else:
             session.teacher = Teacher(config, logits=all_logits(network, session.task.train.inputs))
+        self.dense = {}  # the teacher has them now
 
     def candidates(self, stage: int) -> StageMasks:
         return stage_masks(
@@ -309,7 +301,7 @@ class _Run:
             self.progress = dataclasses.replace(done, epoch=done.epoch + 1)
             better = (score.metric, -score.loss) > (done.best_metric, -done.best_loss)
             if patience is not None and better:
-                self.best = self._model_state()
+                self.best = {name: tensor.cpu() for name, tensor in self._model_state().items()}
                 self.progress = dataclasses.replace(
                     self.progress, best_epoch=done.epoch + 1, best_metric=score.metric, best_loss=score.loss
                 )
@@ -359,3 +351,4 @@ class _Run:
             }
             self.optimizer, self.best = part("optimizer"), part("best")
         self.dense = {name: tensor.to(self.session.accelerator.device) for name, tensor in checkpoint.dense.items()}
+        self.resume = dataclasses.replace(checkpoint, tensors={}, dense={})  # no second copy of everything

@@ -41,7 +41,8 @@ class Event:
         values = {field.name: record[field.name] for field in dataclasses.fields(cls) if field.name in record}
         for name in ("selection", "test"):
             if isinstance(values.get(name), dict):
-                values[name] = Score(**values[name])
+                known = {"metric" if key == "accuracy" else key: value for key, value in values[name].items()}
+                values[name] = Score(**known)  # "accuracy" in runs of before there were other metrics
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
@@ -55,6 +56,7 @@ class RunStarted(Event):
         parameters: the number of parameters of the whole model.
         device, torch, deterministic: what the numbers depend on besides the configuration.
         metric: the name of what ``Score.metric`` holds.
+        data: a digest of the examples and labels.
     """
 
     kind = "run_started"
@@ -65,6 +67,7 @@ class RunStarted(Event):
     torch: str
     deterministic: bool
     metric: str = "accuracy"
+    data: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +242,7 @@ class Checkpoint:
         recorded: the number of all events when this was read; None if unknown.
         damaged: checkpoints that could not be read and were passed over.
         config: what the run was started with; None if unknown.
+        data: the digest of what the run was trained on; "" if unknown.
         files: the finished network as its own library saves it, by file name; empty: weights alone.
     """
 
@@ -251,4 +255,5 @@ class Checkpoint:
     recorded: int | None = None
     damaged: tuple[str, ...] = ()
     config: dict[str, Any] | None = None
+    data: str = ""
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)

@@ -12,10 +12,10 @@ from randprune_lab.config import RunConfig
 from randprune_lab.distill import features, loss_terms, wanted
 from randprune_lab.masks import samples_of
 from randprune_lab.models import build_model
-from randprune_lab.pretrained import is_pretrained
+from randprune_lab.pretrained import is_pretrained, load_tokenizer
 from randprune_lab.sampling import seed_of
 from randprune_lab.splits import Split, Task, Tokens
-from randprune_lab.training import Session
+from randprune_lab.training import Session, is_of_memory
 
 
 def network_for(name: str, task: Task, config: RunConfig, *, trained: bool = False) -> nn.Module:
@@ -59,6 +59,8 @@ def check_fit(session: Session) -> None:
         with torch.no_grad():
             logits = features(session.model, inputs[rows], **wanted(session.config)).logits
     except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        if is_of_memory(error):
+            raise
         advice = (
             "Lower max_length."
             if isinstance(inputs, Tokens)
@@ -119,8 +121,14 @@ def _shape(found: Any) -> Any:
     return found if isinstance(found, str) else tuple(found)
 
 
-def check_teacher(session: Session, teacher: nn.Module) -> None:
+def check_teacher(session: Session, teacher: nn.Module, tokenizer: Any) -> None:
     """A batch of two examples through both networks: a teacher that does not fit shows here, not hours later."""
+    name = session.config.teacher
+    if tokenizer is not None and load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"teacher = {name!r}: knows other tokens than the model, whose texts it would not understand. Pass a "
+            "teacher with the same tokenizer."
+        )
     batch, labels = session.task.train.batch(torch.arange(2))
     with torch.no_grad():
         seen, taught = (
@@ -147,6 +155,16 @@ def _check_trainable(session: Session) -> None:
         raise ValueError(
             f"batch_size = {session.config.batch_size} leaves a last batch of one example out of {len(train)}, which "
             "batch normalization cannot take. Choose another batch_size."
+        )
+
+
+def check_steps(session: Session) -> None:
+    """Where judging takes a stated part of an epoch, an epoch must be as long as stated."""
+    config, steps = session.config, session.steps_of("fine-tuning")
+    if config.emep_steps and config.max_steps_per_epoch != steps:
+        raise ValueError(
+            f"max_steps_per_epoch = {config.max_steps_per_epoch}: an epoch has only {steps} steps, and with emep_steps "
+            f"the matched control must know. Pass {steps} or less."
         )
 
 

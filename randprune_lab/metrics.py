@@ -46,9 +46,12 @@ def measure(name: str, logits: Tensor, labels: Tensor) -> float:
 
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats; for decimal labels mean squared error over the rows that have one, 0 if none has."""
+    """Mean cross-entropy in nats; for decimal labels the mean squared error, to which a row without label adds nothing.
+
+    The mean is over all rows, so that a labelled one weighs the same in every batch.
+    """
     if not labels.is_floating_point():
         return F.cross_entropy(logits, labels)
     known = ~labels.isnan()
     errors = torch.where(known, logits[:, 0] - labels.nan_to_num(), 0.0)
-    return errors.square().sum() / known.sum().clamp(min=1)
+    return errors.square().mean()

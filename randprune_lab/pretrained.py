@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         )
     from transformers import AutoConfig, AutoTokenizer
 
+    if not name:
+        raise ValueError(
+            "the model given from Python tells no name_or_path to load its tokenizer from. Pass data=, too."
+        )
     with quiet():
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -97,9 +102,13 @@ def load_network(
             settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # of many libraries
             raise ValueError(f"model = {name!r}: cannot be loaded ({_short(error)}). {OFFLINE}") from error
-        headed = any("Classification" in kind for kind in settings.architectures or ())
+        kind = "ImageClassification" if images else "SequenceClassification"
+        headed = any(kind in architecture for architecture in settings.architectures or ())
         if trained and not headed:
-            raise ValueError(f"teacher = {name!r}: has no trained head. Pass a model that was fine-tuned on this task.")
+            raise ValueError(
+                f"{name}: has no trained head, as a teacher or a model with dense_epochs = 0 must have. Pass a model "
+                "that was fine-tuned on this task."
+            )
         if headed and settings.num_labels != outputs:
             task = "regression" if regression else f"{outputs} classes"
             raise ValueError(
@@ -166,6 +175,8 @@ def quiet() -> Iterator[None]:
     """Transformers reports on standard error what is said here in events and errors."""
     from transformers.utils import logging as theirs
 
+    # A Hub id that holds pickles only would be sent to a converter elsewhere: it is refused instead.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     logs: Any = theirs  # untyped
     level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     logs.set_verbosity(logging.CRITICAL)

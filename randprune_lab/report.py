@@ -298,8 +298,7 @@ def _benefit(run: _Run) -> str:
     benefit = store.read_benefit(run.folder)
     if benefit is None:
         return "<p>Not measured: that is done when a run of a named network is finished.</p>"
-    where = f"{benefit.device}, {benefit.threads} threads, batch of {benefit.examples}, medians of {benefit.repeats}"
-    return _list(benefit_sentences(benefit)) + f'<p class="note">Measured on: {_text(where)}.</p>'
+    return _list(benefit_sentences(benefit))
 
 
 def _statements(run: _Run) -> list[str]:

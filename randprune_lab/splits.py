@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Self
 
@@ -44,7 +45,8 @@ class Tokens:
         return self.starts.diff()
 
     def __getitem__(self, rows: Tensor) -> dict[str, Tensor]:
-        first, lengths = self.starts[rows], self.lengths[rows]
+        first = self.starts[rows]
+        lengths = self.starts[rows + 1] - first
         offsets = torch.arange(int(lengths.max()))
         valid = offsets < lengths[:, None]
         places = (first[:, None] + offsets).clamp(max=len(self.ids) - 1)
@@ -198,6 +200,18 @@ class Task:
     def splits(self) -> dict[str, Split]:
         """All of them by name."""
         return {"train": self.train, "selection": self.selection, "test": self.test, **self.also}
+
+    def digest(self) -> str:
+        """The same for the same examples and labels: a run that goes on must find the data that it began with."""
+        made = hashlib.blake2b(digest_size=16)
+        for split in self.splits.values():
+            inputs = split.inputs
+            parts = [inputs.ids, inputs.starts] if isinstance(inputs, Tokens) else []
+            parts += [inputs.pixels] if isinstance(inputs, Images) else []
+            parts += [inputs] if isinstance(inputs, Tensor) else []
+            for part in (*parts, split.labels):
+                made.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return made.hexdigest()
 
     def changed(self, change: object) -> Task:
         """The task with every split as ``change`` makes it."""

@@ -209,7 +209,8 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
     if any(isinstance(event, RunFinished) for _, event in told):
         raise ValueError(f"{folder}: the run is finished, there is nothing to resume. Start another one.")
     read_config(folder)
-    config = next(event.config for event in events if isinstance(event, RunStarted))  # whatever became of config.json
+    started = next(event for event in events if isinstance(event, RunStarted))
+    config, data = started.config, started.data  # whatever became of config.json
     damaged: list[str] = []
     for path in reversed(_checkpoints(folder)):
         try:
@@ -231,8 +232,9 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
             recorded=len(events),
             damaged=tuple(damaged),
             config=config,
+            data=data,
         )
-    return Checkpoint(Progress(), {}, recorded=len(events), damaged=tuple(damaged), config=config)
+    return Checkpoint(Progress(), {}, recorded=len(events), damaged=tuple(damaged), config=config, data=data)
 
 
 def _judged(told: list[tuple[int, Event]], stands: int, progress: Progress) -> list[tuple[int, Event]]:
@@ -303,7 +305,8 @@ def _load(path: Path) -> tuple[Progress, int, dict[str, Tensor]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     if _checksum(tensors, metadata) != metadata["checksum"]:
         raise ValueError(f"{path}: its checksum does not fit")
-    return Progress(**json.loads(metadata["progress"])), int(metadata["events"]), tensors
+    progress = json.loads(metadata["progress"].replace("best_accuracy", "best_metric"))  # its name of before
+    return Progress(**progress), int(metadata["events"]), tensors
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

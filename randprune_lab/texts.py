@@ -128,7 +128,9 @@ def encode(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase,
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     what = json.loads(backend.to_str()) if backend is not None else {"tokenizer": repr(tokenizer)}
     what = {name: value for name, value in what.items() if name not in ("padding", "truncation")}  # a call changes them
-    said = [2, limit, tokenizer.model_input_names, what]
+    if len(texts[0]) == 2 and tokenizer.num_special_tokens_to_add(pair=True) == 0:  # GPT-2 would glue the two together
+        texts = [(first, f"{tokenizer.eos_token or chr(10)}{second}") for first, second in texts]
+    said = [3, limit, tokenizer.truncation_side, tokenizer.model_input_names, what]
     digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16)
     for row in texts:
         digest.update(json.dumps(row).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,31 @@ from randprune_lab.splits import Batch, Split, Task, Tokens
 
 LOSS_EVERY = 50  # steps between looks at the loss: each costs a GPU a stop
 POOL = 50  # batches among which texts of like length are put together
+
+
+class OutOfMemory(RuntimeError):  # noqa: N818, what happened, not a fault of the program
+    """There was not enough memory; the text names the settings to lower."""
+
+
+@contextlib.contextmanager
+def telling_of_memory() -> Iterator[None]:
+    """Inside, an allocation that fails, on a GPU or on the CPU, raises ``OutOfMemory`` with advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory ({str(error).split(chr(10))[0] or 'no more to be had'}). Resume with a smaller "
+            "wave (--wave 1 trains one candidate at a time, with the same results); if that is not enough, start again "
+            "with a smaller batch_size or max_length, or hidden_weight = attention_weight = 0."
+        ) from error
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """What torch says when an allocation fails."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 class Diverged(RuntimeError):  # noqa: N818, what happened, not a fault of the program
@@ -75,17 +101,15 @@ class Session:
         score = self.evaluate(self.task.test)
         for name, split in self.task.also.items():
             more = self.evaluate(split)
-            score.others.update({f"{name} {self.task.metric}": more.metric} | _named(name, more.others))
+            others = {self.task.metric: more.metric, **more.others}
+            named = {f"{name} {metric}": value for metric, value in others.items()}
+            score = dataclasses.replace(score, others=score.others | named)
         return score
 
     @property
     def deciding_split(self) -> Split:
         """The split that patience and MCSS look at."""
         return self.task.test if self.config.select_on == "validation" else self.task.selection
-
-
-def _named(split: str, others: dict[str, float]) -> dict[str, float]:
-    return {f"{split} {name}": value for name, value in others.items()}
 
 
 class Phase:
@@ -107,7 +131,7 @@ class Phase:
     ) -> None:
         self.session, self.name, self.stage, self.learning_rate = session, name, stage, learning_rate
         self.model = session.model if model is None else model
-        self.failed: Diverged | None = None
+        self.failed: str | None = None
         self.terms: dict[str, list[Tensor]] = {}
         self.losses: list[Tensor] = []
         self.parameters = dict(self.model.named_parameters())
@@ -126,7 +150,7 @@ class Phase:
         """
         train_epoch(self.session, self.name, self.stage, number, [self])
         if self.failed is not None:
-            raise self.failed
+            raise Diverged(self.failed)
         return float(torch.stack(self.losses).mean())
 
     def mean_terms(self) -> dict[str, float]:
@@ -216,7 +240,8 @@ def train_epoch(session: Session, name: str, stage: int, number: int, phases: It
     """
     joined: list[Phase] = []
     steps = session.steps_of(name)
-    with torch.random.fork_rng():
+    device = session.accelerator.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for at, rows in enumerate(_batches(session, name, stage, number)):
             step = number * steps + at
             batch, labels = session.task.train.batch(rows)
@@ -234,7 +259,9 @@ def train_epoch(session: Session, name: str, stage: int, number: int, phases: It
                     try:
                         phase.check(step)
                     except Diverged as error:
-                        phase.failed = error
+                        phase.failed = str(error)  # not the error itself: it would keep all of this in memory
+            if all(phase.failed for phase in joined):
+                break
     return joined
 
 

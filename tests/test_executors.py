@@ -1,7 +1,9 @@
 """Candidates in lockstep: the same scores and weights as one after another, whatever the wave; memory is bounded."""
 
 import dataclasses
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -71,8 +73,8 @@ class Memory:
     [
         (1000, 1, 4),  # all
         (1000, 200, 4),
-        (1000, 300, 2),  # 400 are left, and a tenth of all stays free
-        (1000, 299, 3),
+        (1000, 300, 2),  # 400 are left, and 150 stay free
+        (1000, 280, 3),
         (1000, 500, 1),
         (1000, 2000, 1),  # the first one is tried in any case
     ],
@@ -83,6 +85,7 @@ def test_a_wave_is_as_large_as_what_was_measured_allows(monkeypatch, free, takes
 
     def watched(*args):
         monkeypatch.setattr(executors, "free_memory", Memory(free, takes))
+        monkeypatch.setattr(executors, "in_passing", lambda _: 0)
         joined = train(*args)
         waves.append(len(joined))
         return joined
@@ -93,6 +96,63 @@ def test_a_wave_is_as_large_as_what_was_measured_allows(monkeypatch, free, takes
     assert waves[0] == together
     assert sum(waves) == 4
     assert [event.candidate for event in said if isinstance(event, CandidateScored)] == [0, 1, 2, 3]
+
+
+def test_what_a_step_needs_in_passing_counts(monkeypatch):
+    waves = []
+    train = executors.train_epoch
+
+    def watched(*args):
+        monkeypatch.setattr(executors, "free_memory", Memory(1000, 100))
+        monkeypatch.setattr(executors, "in_passing", lambda _: 500)
+        joined = train(*args)
+        waves.append(len(joined))
+        return joined
+
+    monkeypatch.setattr(executors, "train_epoch", watched)
+    events(plain(stages=(0.5,)), **tiny_parts())
+    assert waves[0] == 3  # 700 are left: 100 for the next, 500 for its step, but not 150 to spare
+
+
+@pytest.mark.parametrize(("wave", "most"), [({"executor": "serial"}, 1), ({"wave": 2}, 2), ({}, 4)])
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_more_candidates_are_in_memory_than_the_wave_holds(monkeypatch, wave, most, fails):
+    """Not even those that failed: an error that is kept would keep all that it saw."""
+    alive, seen = weakref.WeakSet(), []
+    begin, check = training.Phase.__init__, training.Phase.check
+
+    def counted(self, session, name, *args):
+        begin(self, session, name, *args)
+        if name == "emep":
+            alive.add(self)
+            seen.append(len(alive))
+
+    def failing(self, step):
+        check(self, step)
+        if fails and self.name == "emep" and len(seen) % 2:
+            raise training.Diverged("made to fail")
+
+    monkeypatch.setattr(training.Phase, "__init__", counted)
+    monkeypatch.setattr(training.Phase, "check", failing)
+    gc.collect()
+    gc.disable()
+    try:
+        events(plain(**wave), **tiny_parts())
+    finally:
+        gc.enable()
+    assert max(seen) == most
+    assert not alive
+
+
+def test_a_peak_of_memory_is_seen_and_forgotten():
+    cpu = torch.device("cpu")
+    executors.forget_peak(cpu)
+    if executors.in_passing(cpu) > 2**24:
+        pytest.skip("this system does not tell its peak of memory")
+    torch.ones(2**26).sum()  # 256 MiB, gone at once
+    assert executors.in_passing(cpu) > 2**27
+    executors.forget_peak(cpu)
+    assert executors.in_passing(cpu) < 2**26
 
 
 def test_free_memory_is_that_of_the_machine_or_less():

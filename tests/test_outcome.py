@@ -1,16 +1,20 @@
 """What a run of a transformer leaves for other tools, by the command line, from its first line to packing."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import go_on, stop_after, tiny, tiny_model, tiny_task
 
 from randprune_lab import store
 from randprune_lab.config import PAPER_RATIOS, PRESETS, RunConfig, controls, preset
+from randprune_lab.events import Score, from_json
 from randprune_lab.outcome import conclude
 from randprune_lab.sentences import corpus
+from randprune_lab.splits import Split
 
 SHORT = ["--max-steps-per-epoch", 4, "--emep-steps", 2, "--dense-epochs", 2, "--max-epochs", 1, "--candidates", 2]
 SHORT += ["--stages", "0.5,0.95", "--no-controls", "--device", "cpu"]
@@ -101,6 +105,32 @@ def test_terms_are_logged_one_by_one(finished):
             assert event.loss == pytest.approx(sum(event.terms.values()), rel=1e-5)  # every weight is 1
 
 
+# ---- what belongs together
+
+
+def test_steps_of_judging_need_to_be_a_known_part_of_an_epoch(command):
+    code, _, err = command("run", "--emep-steps", 5)
+    assert code == 2
+    assert "max_steps_per_epoch" in err
+    code, _, err = command("run", "--emep-steps", 5, "--max-steps-per-epoch", 18)
+    assert code == 2
+    assert "an epoch has only 17 steps" in " ".join(err.split())
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path):
+    config, task = tiny(), tiny_task()
+    stop_after(tmp_path, config, 5, model=tiny_model(), data=task)
+    other = dataclasses.replace(task, test=Split(task.test.inputs + 1, task.test.labels))
+    with pytest.raises(ValueError, match="data of task 'object' is not what this run began with"):
+        go_on(tmp_path, config, model=tiny_model(), data=other)
+    assert go_on(tmp_path, config, model=tiny_model(), data=task)[-1].kind == "run_finished"
+
+
+def test_runs_of_before_there_were_other_metrics_are_read():
+    record = {"kind": "run_finished", "sparsity": 0.9, "test": {"accuracy": 0.75, "loss": 0.5}}
+    assert from_json(record).test == Score(0.75, 0.5)
+
+
 # ---- presets
 
 
@@ -145,8 +175,7 @@ def test_presets_by_task_and_by_name():
     [
         ({}, 15 + 8),
         ({"max_steps_per_epoch": 60, "emep_steps": 20, "candidates": 4}, 15 + 2),  # 4 * 20 / 60, rounded up
-        ({"max_steps_per_epoch": 60, "emep_steps": 90}, 15 + 8),  # an epoch has no more than 60
-        ({"emep_steps": 20}, 15 + 8),  # unknown what part of an epoch that is: rather too many
+        ({"max_steps_per_epoch": 60, "emep_steps": 90, "candidates": 4}, 15 + 6),  # judging may take longer, too
         ({"emep_epochs": 2, "candidates": 3}, 15 + 6),
     ],
 )
