@@ -41,7 +41,7 @@ def model_card(
         raise ValueError("the run has finished no stage: there is no pruned network to describe. Finish the run first.")
     parts = [
         _front_matter(config, started, auto_class),
-        f"# {_shown(config.model)} on {_data(config)}, pruned to sparsity {done.sparsity:.4g}",
+        f"# {shown_name(config.model)} on {_data(config)}, pruned to sparsity {done.sparsity:.4g}",
         _summary(config, started, dense, done),
         _warning(config),
         "## Scores",
@@ -84,8 +84,8 @@ def _has_dataset(config: RunConfig) -> bool:
     return config.task == "text" or config.task.startswith("glue/")
 
 
-def _shown(name: str) -> str:
-    """A Hub id, a function or a network as it is; of a path only the last part."""
+def shown_name(name: str) -> str:
+    """What others read of a model or data set: a Hub id, a function or a network as it is; of a path the last part."""
     if name == OBJECT:
         return "a model of one's own"
     local = re.search(r"[/\\]", name) and not _is_hub_id(name)
@@ -97,7 +97,7 @@ def _data(config: RunConfig) -> str:
         return "data of one's own"
     if not _has_dataset(config):
         return config.task
-    return f"{config.task} ({', '.join(_shown(part) for part in config.dataset.split(','))})"
+    return f"{config.task} ({', '.join(shown_name(part) for part in config.dataset.split(','))})"
 
 
 def _summary(config: RunConfig, started: RunStarted, dense: DenseFinished | None, done: StageFinished) -> str:
@@ -165,7 +165,7 @@ def _settings(config: RunConfig, started: RunStarted) -> str:
     names += ["temperature", "seed", "precision"]
     values = {name: getattr(config, name) for name in names}
     for name in {"teacher", "augment_model"} & values.keys():
-        values[name] = _shown(values[name])
+        values[name] = shown_name(values[name])
     if "emep_learning_rate" in values:
         values["emep_learning_rate"] = config.early_learning_rate
     lines = [f"- {name}: {_plain(value)}" for name, value in values.items() if value not in ((), "")]
@@ -206,7 +206,7 @@ def _loading(config: RunConfig, auto_class: str | None) -> str:
         return f"```python\n{code}\n```"
     code = 'from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file(f"{folder}/model.safetensors"))'
     if config.model != OBJECT:
-        build = f"model = build_model({json.dumps(_shown(config.model))}, seed={config.seed})\n"
+        build = f"model = build_model({json.dumps(shown_name(config.model))}, seed={config.seed})\n"
         code = code.replace("\n\n", f"\nfrom randprune_lab.models import build_model\n\n{build}")
     text = f"```python\n{code}\n```"
     return f"`model` is the network that was given from Python.\n\n{text}" if config.model == OBJECT else text

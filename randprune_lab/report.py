@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from randprune_lab import charts, store
 from randprune_lab.benefit import benefit_sentences
+from randprune_lab.card import shown_name
 from randprune_lab.charts import accuracy, sparsity
 from randprune_lab.config import RunConfig
 from randprune_lab.events import (
@@ -118,7 +119,7 @@ def _named(run: _Run, others: Iterable[_Run]) -> list[_Run]:
 
 def _page(run: _Run, others: list[_Run]) -> str:
     config = run.config
-    title = f"{config.task}, {config.model}: {run.what}, seed {config.seed}"
+    title = f"{config.task}, {shown_name(config.model)}: {run.what}, seed {config.seed}"
     body = [
         f"<h1>{_text(title)}</h1>",
         f'<p class="summary">{_text(_summary(run, others))}</p>',
@@ -137,7 +138,7 @@ def _page(run: _Run, others: list[_Run]) -> str:
 def _summary(run: _Run, others: list[_Run]) -> str:
     """One sentence that is true at whatever point the run is."""
     config, dense, done = run.config, run.last(DenseFinished), run.last(StageFinished)
-    start = f"On {config.task}, {config.model} pruned by {config.method} (seed {config.seed})"
+    start = f"On {config.task}, {shown_name(config.model)} pruned by {config.method} (seed {config.seed})"
     before = f"; the dense network had {accuracy(dense.test.metric)}" if dense else ""
     if done is None:
         return f"{start} has finished no stage yet{before} (one seed: not a result)."

@@ -108,11 +108,13 @@ def print_runs(
     config: RunConfig, tables: Mapping[str, Sequence[Mapping[str, Any]]], folders: Mapping[str, Path]
 ) -> None:
     """A run's stages, the score of its controls beside it, and where they lie; tables by ``store.stage_table``."""
+    from randprune_lab.card import shown_name
     from randprune_lab.metrics import METRICS
 
     name, *others = tables
     metric = next((METRICS[row["metric"]] for row in tables[name]), "score")
-    title = f"{config.task}, {config.model}, {name}, seed {config.seed}: {metric} on the split that decides nothing"
+    model = shown_name(config.model)
+    title = f"{config.task}, {model}, {name}, seed {config.seed}: {metric} on the split that decides nothing"
     rows = []
     for place, row in enumerate(tables[name]):
         plain = row["winner"] == 0
