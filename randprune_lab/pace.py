@@ -123,7 +123,9 @@ def lockstep_ratio(device: torch.device, *, steps: int = 25, rounds: int = 3) ->
         assert session.teacher is not None
         for at in range(steps):
             rows = torch.arange(at * session.config.batch_size, (at + 1) * session.config.batch_size)
-            session.teacher.features(session.task.train.batch(rows)[0], rows)
+            batch, _ = session.task.train.batch(rows)
+            with session.accelerator.autocast():
+                session.teacher.features(batch, rows)
 
     taken: dict[str, list[float]] = {"together": [], "alone": [], "teacher": []}
     train_epoch(session, "emep", 1, 0, phases)
