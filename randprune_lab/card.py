@@ -109,6 +109,8 @@ def _summary(config: RunConfig, started: RunStarted, dense: DenseFinished | None
         f"{started.parameters:,} parameters of the model {whole:,} are left: {started.parameters / whole:.1f}x. What "
         "was pruned is stored as zeros, in tensors of their usual names and shapes."
     )
+    if config.task == "sentences":
+        text += "\n\nThe data is synthetic: beginnings of sentences that RandPrune Lab generates."
     score = f"On the test split its {started.metric} is {_score(done.test)}"
     before = f"; that of the dense network was {_score(dense.test)}" if dense else ""
     return f"{text}\n\n{score}{before}."
@@ -202,8 +204,16 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _loading(config: RunConfig, auto_class: str | None) -> str:
     if auto_class:
-        code = f"from transformers import {auto_class}\n\nmodel = {auto_class}.from_pretrained(folder)"
-        return f"```python\n{code}\n```"
+        reads = auto_class == "AutoModelForSequenceClassification"
+        names = f"{auto_class}, AutoTokenizer" if reads else auto_class
+        lines = [f"from transformers import {names}", "", 'folder = "model"  # the folder of this card']
+        lines.append(f"model = {auto_class}.from_pretrained(folder)")
+        if reads:
+            lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
+            lines.append(
+                'model(**tokenizer("a text", return_tensors="pt")).logits  # of a pair: tokenizer("one", "other")'
+            )
+        return "```python\n" + "\n".join(lines) + "\n```"
     code = 'from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file(f"{folder}/model.safetensors"))'
     if config.model != OBJECT:
         build = f"model = build_model({json.dumps(shown_name(config.model))}, seed={config.seed})\n"

@@ -159,12 +159,20 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
     from randprune_lab.engine import prune
     from randprune_lab.outcome import conclude
 
+    parent = store.runs_folder()
+    new = not parent.exists()
     first = store.new_folder(config)
     config = config.model_copy(update={"group": config.group or first.name})
     beside = [controls(config)["imp-matched"]] if with_controls and config.method == "randomized" else []
     folders = {}
     total = _planned(config) + sum(_planned(other) for other in beside)
-    checked = prune(config)  # what is wrong shows here, before anything is made
+    try:
+        checked = prune(config)  # what is wrong shows here, before anything is made
+    except BaseException:
+        first.rmdir()
+        if new:
+            parent.rmdir()
+        raise
     with _Display(total, quiet=as_json) as display:
         for settings in (config, *beside):
             stream = checked if settings is config else prune(settings)

@@ -397,8 +397,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": "tiny-bert",
         "dense_epochs": 8,
         "max_epochs": 3,
-        "max_steps_per_epoch": 94,  # all of them; named so that the matched control knows what half of it is
-        "emep_steps": 47,
+        "candidates": 4,
     },
     "paper-short": {**_PAPER, "stages": STAGES["short"]},
     "paper-long": {**_PAPER, "stages": STAGES["long"]},

@@ -49,6 +49,7 @@ from randprune_lab.models import is_transformer, prunable_weights
 from randprune_lab.pretrained import companions, load_tokenizer
 from randprune_lab.sampling import introduced_randomness
 from randprune_lab.splits import Task
+from randprune_lab.tables import check_files
 from randprune_lab.tasks import as_images, is_text, load_task
 from randprune_lab.training import Diverged, Phase, Session, fine_tuning_rate, start_accelerator, telling_of_memory
 
@@ -134,6 +135,8 @@ class _Run:
         self.config, self.resume = config, resume
         accelerator = start_accelerator(config)
         self.tokenizer = None
+        if config.task == "text" and data is None:
+            check_files(config.dataset)
         if data is None and is_text(config.task) and (model is not None or is_transformer(config.model)):
             self.tokenizer = load_tokenizer(config.model if model is None else getattr(model, "name_or_path", ""))
         task = data if data is not None else load_task(config, self.tokenizer)

@@ -29,6 +29,7 @@ from randprune_lab.models import PICKLES, weight_files
 
 PACKED = "packed.safetensors"
 DENSE = "model.safetensors"
+PACKED_NOTE = "> **Packed.** Unpack it first, `randprune unpack THIS_FOLDER MODEL_FOLDER`; then all that follows holds."
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
@@ -68,7 +69,15 @@ def pack_model(source: Path, target: Path) -> PackedSizes:
     tensors = _read_dense(files)
     content, count = _packed_file(tensors)
     _write(source, target, PACKED, content)
+    _tell_in_card(target / "README.md", PACKED_NOTE)
     return PackedSizes(sum(file.stat().st_size for file in files), len(content), count)
+
+
+def _tell_in_card(card: Path, note: str) -> None:
+    """Put a note above a model card's first heading, which is otherwise of the unpacked model."""
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        write_atomically(card, text.replace("\n# ", f"\n{note}\n\n# ", 1))
 
 
 def unpack_model(source: Path, target: Path) -> PackedSizes:
@@ -87,6 +96,9 @@ def unpack_model(source: Path, target: Path) -> PackedSizes:
     tensors, count = _read_packed(file)
     content = save(tensors, {"format": "pt"})
     _write(source, target, DENSE, content)
+    card = target / "README.md"
+    if card.is_file():
+        write_atomically(card, card.read_text(encoding="utf-8").replace(f"{PACKED_NOTE}\n\n", "", 1))
     return PackedSizes(len(content), file.stat().st_size, count)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ValueError(
             "the model given from Python tells no name_or_path to load its tokenizer from. Pass data=, too."
         )
+    _check_place(name)
     with quiet():
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -96,6 +98,7 @@ def load_network(
         return (tiny.tiny_vit if name == "tiny-vit" else tiny.tiny_bert)(outputs, **heads)
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
+    _check_place(name)
     auto = AutoModelForImageClassification if images else AutoModelForSequenceClassification
     with quiet():
         try:
@@ -137,6 +140,12 @@ def load_network(
             f"model = {name!r}: holds no weights for {blocks[0]} and {len(blocks) - 1} more. Pass a whole checkpoint."
         )
     return model  # type: ignore[no-any-return]
+
+
+def _check_place(name: str) -> None:
+    """A path to nowhere is no Hub id."""
+    if not Path(name).exists() and not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name, re.ASCII):
+        raise ValueError(f"model = {name!r}: there is no such folder, and it is no Hub id. Check the path.")
 
 
 def _check_order(name: str, theirs: dict[int, str], ours: tuple[str, ...]) -> None:

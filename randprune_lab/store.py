@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -62,12 +63,17 @@ def runs_folder() -> Path:
 
 
 def new_folder(config: RunConfig, *, parent: Path | None = None) -> Path:
-    """A name for a new run's folder: time, task, method and seed; not yet made."""
+    """A new run's folder, empty and ours alone: named by time, task, method and seed."""
     task = re.sub(r"\W+", "-", config.task)  # glue/mrpc
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{task}-{config.control or config.method}-seed{config.seed}"
     parent = runs_folder() if parent is None else parent
-    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 10_000))
-    return next(parent / name for name in names if not (parent / name).exists())
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):  # another run that was started in this second
+            folder.mkdir()
+            break
+    return folder
 
 
 def record(folder: str | Path, stream: Iterator[Event | Checkpoint]) -> Iterator[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -104,7 +105,19 @@ def read(config: RunConfig, task: str) -> Table:
     if alone:  # a fifth of the rows, always the same, is what gets reported
         fit, reported = held_out_rows(len(rows["train"]), 0.2)
         rows = {"train": rows["train"].pick(fit), source.reported[0]: rows["train"].pick(reported)}
+        notes.append(f"no rows to report on were given: {len(reported)} of the {len(labels)} are taken for that.")
     return Table(rows, names, source, tuple(notes))
+
+
+def check_files(dataset: str) -> None:
+    """The files that ``dataset`` names are there; a Hub id or a folder passes.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    for file in [] if Path(dataset).exists() else dataset.split(","):
+        if Path(file).suffix.lower() in TABLES and not Path(file).is_file():
+            raise ValueError(f"dataset = {dataset!r}: there is no file {file}. Check its path.")
 
 
 def _own_source(config: RunConfig) -> Source:
@@ -164,7 +177,10 @@ def _load(dataset: str, name: str | None) -> Mapping[str, Any]:
     options: dict[str, Any] = {}
     try:
         if local:  # datasets itself would not notice that a file has changed
-            options["cache_dir"] = str(cache_folder() / "datasets" / _stamp(local))
+            kept = cache_folder() / "datasets" / _stamp(local)
+            with contextlib.suppress(OSError):  # without a cache of ours, in that of datasets
+                kept.mkdir(parents=True, exist_ok=True)
+                options["cache_dir"] = str(kept)
         if kind is None:
             loaded: Mapping[str, Any] = datasets.load_dataset(dataset, name, **options)
             return loaded

@@ -54,6 +54,10 @@ def load_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
         labels = [label for part in rows_of_part for label in part.labels]
         kind = torch.int64 if table.names else torch.float32
         splits[name] = Split(Tokens.joined([tokens for tokens, _ in encoded]), torch.tensor(labels, dtype=kind))
+    if len(fit.texts[0]) == 2 and tokenizer.num_special_tokens_to_add(pair=True) == 0:
+        notes.append(
+            "the tokenizer puts nothing between the two texts of a pair (GPT-2's does so): the model sees one."
+        )
     if cut:
         notes.append(f"{cut} texts have more than {limit} tokens and are cut there (max_length).")
     first, *others = table.source.reported
@@ -128,8 +132,6 @@ def encode(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase,
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     what = json.loads(backend.to_str()) if backend is not None else {"tokenizer": repr(tokenizer)}
     what = {name: value for name, value in what.items() if name not in ("padding", "truncation")}  # a call changes them
-    if len(texts[0]) == 2 and tokenizer.num_special_tokens_to_add(pair=True) == 0:  # GPT-2 would glue the two together
-        texts = [(first, f"{tokenizer.eos_token or chr(10)}{second}") for first, second in texts]
     said = [3, limit, tokenizer.truncation_side, tokenizer.model_input_names, what]
     digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16)
     for row in texts:

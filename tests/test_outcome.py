@@ -85,6 +85,9 @@ def test_packing_there_and_back(finished, command, tmp_path):
     first, second = (load_file(path / "model.safetensors") for path in (finished / "model", tmp_path / "model"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+    cards = [(path / "README.md").read_text() for path in (finished / "model", tmp_path / "packed", tmp_path / "model")]
+    assert cards[0] == cards[2]
+    assert "Unpack it first" in cards[1]
     code, _, err = command("unpack", finished / "model", tmp_path / "other")
     assert code == 2
     assert "packed" in err
@@ -106,6 +109,17 @@ def test_terms_are_logged_one_by_one(finished):
 
 
 # ---- what belongs together
+
+
+def test_what_is_wrong_leaves_no_folder_behind(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path / "runs"))
+    code, _, err = command("run", "--task", "text", "--text-columns", "a", "--dataset", tmp_path / "none.csv")
+    assert code == 2
+    assert "there is no file" in err
+    assert not (tmp_path / "runs").exists()
+    code, _, err = command("run", "--task", "sentences", "--model", tmp_path / "no" / "such" / "model")
+    assert code == 2
+    assert "there is no such folder" in err
 
 
 def test_steps_of_judging_need_to_be_a_known_part_of_an_epoch(command):

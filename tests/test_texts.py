@@ -536,7 +536,7 @@ def test_caps_of_an_epoch(tmp_path):
     assert steps() == (6, 6, 6)
     assert steps(max_steps_per_epoch=4) == (4, 4, 4)
     assert steps(max_steps_per_epoch=4, emep_steps=2) == (4, 2, 4)
-    assert steps(emep_steps=2) == (6, 2, 6)
+    assert steps(max_steps_per_epoch=6, emep_steps=2) == (6, 2, 6)
     assert steps(max_steps_per_epoch=99, emep_steps=99) == (6, 6, 6)
 
 
