@@ -6,10 +6,9 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
-import accelerate
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from randprune_lab.config import RunConfig
@@ -19,6 +18,9 @@ from randprune_lab.masks import Masks
 from randprune_lab.metrics import measure, task_loss
 from randprune_lab.sampling import seed_of
 from randprune_lab.splits import Batch, Split, Task, Tokens
+
+if TYPE_CHECKING:
+    import accelerate
 
 LOSS_EVERY = 50  # steps between looks at the loss: each costs a GPU a stop
 POOL = 50  # batches among which texts of like length are put together
@@ -55,6 +57,9 @@ class Diverged(RuntimeError):  # noqa: N818, what happened, not a fault of the p
 
 def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     """Device and precision of a run. accelerate keeps them for the whole process: they are forgotten first."""
+    import accelerate
+    from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state(reset_partial_state=True)
     if config.device in ("cuda", "mps") and not getattr(torch, config.device).is_available():
         raise ValueError(f"device = {config.device!r}: not available here. Pass cpu or auto.")
