@@ -30,8 +30,8 @@ from randprune_lab.training import Phase, Session, start_accelerator, train_epoc
 
 CANDIDATES = 8
 # What is measured: a few layers of a small encoder on a CPU, BERT-base on a GPU.
-SMALL = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 768}
-SHAPES = {"cpu": (16, 48, 2000), "cuda": (32, 128, 30522)}  # rows a batch, tokens a row, vocabulary
+SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
+SHAPES = {"cpu": (32, 48, 2000), "cuda": (32, 128, 30522)}  # rows a batch, tokens a row, vocabulary
 
 
 def training_table(*, device: str = "cpu", steps: int = 25, pairs: int = 7, threads: int = 1) -> list[Measurement]:
@@ -130,12 +130,12 @@ def lockstep_ratio(device: torch.device, *, steps: int = 25, rounds: int = 3) ->
     taken: dict[str, list[float]] = {"together": [], "alone": [], "teacher": []}
     train_epoch(session, "emep", 1, 0, phases)
     for number in range(1, rounds + 1):
-        groups = [phases, *([phase] for phase in phases)]
-        together, *alone = (
-            _seconds(functools.partial(train_epoch, session, "emep", 1, number, group), device) for group in groups
-        )
-        taken["together"].append(together)
-        taken["alone"].append(sum(alone))
+        spent = {"together": 0.0, "alone": 0.0}
+        for how in sorted(spent, reverse=bool(number % 2)):  # in alternating order
+            groups = [phases] if how == "together" else [[phase] for phase in phases]
+            for group in groups:
+                spent[how] += _seconds(functools.partial(train_epoch, session, "emep", 1, number, group), device)
+            taken[how].append(spent[how])
         taken["teacher"].append(_seconds(teach, device))
     ratio = statistics.median(a / b for a, b in zip(taken["together"], taken["alone"], strict=True))
     teacher = statistics.median(taken["teacher"]) / steps
