@@ -29,6 +29,7 @@ from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.keepcurve import KeepCurve
 from randprune_lab.sampling import candidate_generator, magnitude_mask, mask_sampler, random_mask
 from randprune_lab.schedules import samples_for_ratio
+from randprune_lab.training import using_threads
 
 SHAPE = (768, 3072)  # the larger matrices of BERT-base
 SPARSITY = 0.9375
@@ -60,14 +61,10 @@ def speed_table(*, device: str = "cpu", repeats: int = 21, threads: int = 2) -> 
         ValueError: there is no such device here.
     """
     where = bench_device(device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with using_threads(threads):
         seconds = _interleaved(_contestants(where), repeats, where)
         histogram_seconds = _histogram_seconds(where)
         bandwidth = _weights_per_second(where) / (SHAPE[0] * SHAPE[1])
-    finally:
-        torch.set_num_threads(before)
     samples = samples_for_ratio(SAMPLING_RATIO, SHAPE[0] * SHAPE[1], SPARSITY)
     loop = samples * seconds["one torch.multinomial"]
     fast, plain = seconds["random_mask"], seconds["plain top-k mask"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -114,6 +116,14 @@ def measure_benefit(
         device=device.type,
         threads=torch.get_num_threads(),
     )
+
+
+def read_benefit(folder: str | Path) -> Benefit | None:
+    """What sparsity bought, as it was measured at the end of a run; None if it was not."""
+    try:
+        return Benefit.of_json(json.loads((Path(folder) / "benefit.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def benefit_sentences(benefit: Benefit) -> list[str]:

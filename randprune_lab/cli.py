@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import io
@@ -58,7 +59,9 @@ def main() -> None:
         complain(error)
         sys.exit(2)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemory":  # while a model was loaded
+        from randprune_lab.training import OutOfMemory
+
+        if not isinstance(error, OutOfMemory):  # while a model was loaded
             raise
         complain(error)
         sys.exit(2)
@@ -171,7 +174,8 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
     except BaseException:
         first.rmdir()
         if new:
-            parent.rmdir()
+            with contextlib.suppress(OSError):  # another run has begun there meanwhile
+                parent.rmdir()
         raise
     with _Display(total, quiet=as_json) as display:
         for settings in (config, *beside):
@@ -356,7 +360,9 @@ class _Display:
         except OSError as error:
             raise ValueError(f"{folder}: cannot be written ({error}). What was saved is intact. {hint}") from error
         except RuntimeError as error:
-            if type(error).__name__ == "OutOfMemory":
+            from randprune_lab.training import OutOfMemory
+
+            if isinstance(error, OutOfMemory):
                 raise ValueError(f"{error} {hint} --wave 1") from error
             raise ValueError(f"{error} The run stopped; what was saved lies in {folder}.") from error
 
@@ -497,8 +503,6 @@ def bench(
         cells = [dataclasses.asdict(row) for row in measured]
         print_json({"device": device, "repeats": repeats, "threads": threads, "measured": cells})
     else:
-        how = f"{device}, {threads} threads"
-        print_bench(
-            f"training, {how}" if training else f"768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach ({how})",
-            measured,
-        )
+        what = "training" if training else "768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach"
+        medians = "" if training else f", medians of {repeats}"
+        print_bench(f"{what} ({device}, {threads} threads{medians})", measured)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library's error says, on one line, without addresses and cut where it grows long."""
+    text = re.sub(r"'?https?://\S+", "", " ".join(str(error).split()))
+    return (text if len(text) <= 250 else f"{text[:250].rsplit(' ', 1)[0]} ...") or type(error).__name__
 
 
 def cache_folder() -> Path:

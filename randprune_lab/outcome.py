@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from randprune_lab import store
-from randprune_lab.benefit import Benefit, measure_benefit
+from randprune_lab.benefit import Benefit, measure_benefit, read_benefit
 from randprune_lab.card import model_card
 from randprune_lab.config import OBJECT, RunConfig
 from randprune_lab.events import RunStarted
@@ -21,6 +21,7 @@ from randprune_lab.models import build_model, is_transformer
 from randprune_lab.pretrained import load_network, load_tokenizer
 from randprune_lab.report import write_report
 from randprune_lab.tasks import as_images, is_text, load_task
+from randprune_lab.training import using_threads
 
 TEXTS, EXAMPLES, REPEATS = 8, 64, 5
 
@@ -33,7 +34,7 @@ def conclude(folder: str | Path, beside: Sequence[Path] = ()) -> Path:
     folder = Path(folder)
     config = store.read_config(folder)
     if (folder / "model" / "model.safetensors").is_file():
-        benefit = store.read_benefit(folder)
+        benefit = read_benefit(folder)
         if benefit is None and OBJECT not in (config.model, config.task):
             benefit = measure_run(folder, config)
             write_atomically(folder / "benefit.json", json.dumps(benefit.to_json(), indent=2))
@@ -48,14 +49,10 @@ def measure_run(folder: Path, config: RunConfig) -> Benefit:
     """What sparsity bought in a finished run, for a batch of random tokens of full length, or of the first images."""
     started = next(event for event in store.story(folder) if isinstance(event, RunStarted))
     device = torch.device("cuda" if torch.cuda.is_available() and config.device in ("auto", "cuda") else "cpu")
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with using_threads(config.threads):
         network, inputs = _network(folder, config)
         dense = store.dense_weights(folder)
         return measure_benefit(network.to(device), inputs, dense, tuple(started.prunable), repeats=REPEATS)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _network(folder: Path, config: RunConfig) -> tuple[nn.Module, Tensor | Mapping[str, Tensor]]:

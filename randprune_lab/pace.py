@@ -26,7 +26,7 @@ from randprune_lab.masks import Masks, stage_masks
 from randprune_lab.models import prunable_weights
 from randprune_lab.pretrained import quiet
 from randprune_lab.splits import Split, Task, Tokens
-from randprune_lab.training import Phase, Session, start_accelerator, train_epoch
+from randprune_lab.training import Phase, Session, start_accelerator, train_epoch, using_threads
 
 CANDIDATES = 8
 # What is measured: a few layers of a small encoder on a CPU, BERT-base on a GPU.
@@ -47,13 +47,9 @@ def training_table(*, device: str = "cpu", steps: int = 25, pairs: int = 7, thre
         ValueError: there is no such device here.
     """
     where = bench_device(device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with using_threads(threads):
         plain, beside = trainer_ratio(where, steps=steps, pairs=pairs)
         lockstep = lockstep_ratio(where, steps=steps)
-    finally:
-        torch.set_num_threads(before)
     return [
         Measurement("step without distillation, masks on", 1e3 * plain, "ms"),
         Measurement("step with distillation, the teacher's part not counted (s)", 1e3 * lockstep.student, "ms"),
@@ -248,13 +244,3 @@ def _now(device: torch.device) -> float:
         torch.cuda.synchronize(device)
         return time.perf_counter()
     return time.process_time()
-
-
-@contextlib.contextmanager
-def no_synchronization() -> Iterator[None]:
-    """Inside, whatever makes the CPU wait for the GPU is an error."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

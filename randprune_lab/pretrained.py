@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 from randprune_lab import sentences, tiny
+from randprune_lab.files import reason_of
 
 TINY = ("tiny-bert", "tiny-vit")
 TOKENIZER_FILES = ("tokenizer*.json", "tokenizer*.model", "vocab*", "*.model", "*.tiktoken")
@@ -52,7 +53,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # of many libraries
             raise ValueError(
-                f"model = {name!r}: its tokenizer cannot be loaded ({_short(error)}). {OFFLINE}"
+                f"model = {name!r}: its tokenizer cannot be loaded ({reason_of(error)}). {OFFLINE}"
             ) from error
     if tokenizer.model_max_length > UNLIMITED:
         settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -104,22 +105,8 @@ def load_network(
         try:
             settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # of many libraries
-            raise ValueError(f"model = {name!r}: cannot be loaded ({_short(error)}). {OFFLINE}") from error
-        kind = "ImageClassification" if images else "SequenceClassification"
-        headed = any(kind in architecture for architecture in settings.architectures or ())
-        if trained and not headed:
-            raise ValueError(
-                f"{name}: has no trained head, as a teacher or a model with dense_epochs = 0 must have. Pass a model "
-                "that was fine-tuned on this task."
-            )
-        if headed and settings.num_labels != outputs:
-            task = "regression" if regression else f"{outputs} classes"
-            raise ValueError(
-                f"model = {name!r}: its head has {settings.num_labels} outputs, the task needs {outputs} ({task}). "
-                "Pass a model without a head (the pretrained one), or one that was fine-tuned on this task."
-            )
-        if headed:
-            _check_order(name, settings.id2label, labels)
+            raise ValueError(f"model = {name!r}: cannot be loaded ({reason_of(error)}). {OFFLINE}") from error
+        _check_head(name, settings, outputs, labels, images=images, trained=trained)
         if regression:
             heads["problem_type"] = "regression"
         try:
@@ -132,7 +119,7 @@ def load_network(
                 **heads,
             )
         except Exception as error:  # of many libraries
-            raise ValueError(f"model = {name!r}: cannot be loaded ({_short(error)}). {OFFLINE}") from error
+            raise ValueError(f"model = {name!r}: cannot be loaded ({reason_of(error)}). {OFFLINE}") from error
     missing = [key for key in found["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
     blocks = [key for key in missing if "pooler" not in key]
     if blocks:
@@ -140,6 +127,27 @@ def load_network(
             f"model = {name!r}: holds no weights for {blocks[0]} and {len(blocks) - 1} more. Pass a whole checkpoint."
         )
     return model  # type: ignore[no-any-return]
+
+
+def _check_head(
+    name: str, settings: Any, outputs: int, labels: tuple[str, ...], *, images: bool, trained: bool
+) -> None:
+    """A head that a checkpoint brings must be one for the task; ``trained``: it must bring one."""
+    kind = "ImageClassification" if images else "SequenceClassification"
+    headed = any(kind in architecture for architecture in settings.architectures or ())
+    if trained and not headed:
+        raise ValueError(
+            f"{name}: has no trained head, as a teacher or a model with dense_epochs = 0 must have. Pass a model "
+            "that was fine-tuned on this task."
+        )
+    if headed and settings.num_labels != outputs:
+        task = f"{outputs} classes" if outputs > 1 else "a regression"
+        raise ValueError(
+            f"model = {name!r}: its head has {settings.num_labels} outputs, the task needs {outputs} ({task}). "
+            "Pass a model without a head (the pretrained one), or one that was fine-tuned on this task."
+        )
+    if headed:
+        _check_order(name, settings.id2label, labels)
 
 
 def _check_place(name: str) -> None:
@@ -173,10 +181,6 @@ def companions(model: nn.Module, tokenizer: Any) -> dict[str, bytes]:
             if part is not None:
                 part.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:250]
 
 
 @contextlib.contextmanager

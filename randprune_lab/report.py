@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from randprune_lab import charts, store
-from randprune_lab.benefit import benefit_sentences
+from randprune_lab.benefit import benefit_sentences, read_benefit
 from randprune_lab.card import shown_name
 from randprune_lab.charts import accuracy, sparsity
 from randprune_lab.config import RunConfig
@@ -296,7 +296,7 @@ def _terms(run: _Run) -> str:
 
 
 def _benefit(run: _Run) -> str:
-    benefit = store.read_benefit(run.folder)
+    benefit = read_benefit(run.folder)
     if benefit is None:
         return "<p>Not measured: that is done when a run of a named network is finished.</p>"
     return _list(benefit_sentences(benefit))

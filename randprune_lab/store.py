@@ -32,7 +32,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from randprune_lab.benefit import Benefit
 from randprune_lab.config import RunConfig
 from randprune_lab.events import (
     CandidateScored,
@@ -391,14 +390,6 @@ def dense_weights(folder: str | Path) -> dict[str, Tensor]:
     """
     tensors = _dense(Path(folder), Progress("finished"))
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-
-
-def read_benefit(folder: str | Path) -> Benefit | None:
-    """What sparsity bought, as it was measured at the end of a run; None if it was not."""
-    try:
-        return Benefit.of_json(json.loads((Path(folder) / "benefit.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def stage_table(folder: str | Path) -> list[dict[str, Any]]:

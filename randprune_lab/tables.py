@@ -7,7 +7,6 @@ import dataclasses
 import glob
 import hashlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from randprune_lab.checks import check_option
 from randprune_lab.config import RunConfig
-from randprune_lab.files import cache_folder
+from randprune_lab.files import cache_folder, reason_of
 from randprune_lab.splits import held_out_rows
 
 TABLES = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -193,7 +192,7 @@ def _load(dataset: str, name: str | None) -> Mapping[str, Any]:
         return datasets.load_dataset(kind, data_files=parts, **options)  # type: ignore[no-any-return]
     except Exception as error:  # of many libraries: network, file systems, parsers
         told = ValueError("no rows are in it") if isinstance(error, StopIteration) else error.__cause__ or error
-        reason = re.sub(r"https?://\S+", "", " ".join(f"{told}".split()))[:200] or type(told).__name__
+        reason = reason_of(told)
         raise ValueError(
             f"dataset = {dataset!r}{f', task {name!r}' if name else ''}: cannot be loaded ({reason}). Without a "
             "network, pass a local folder in the Hub's layout, or .csv, .jsonl or .parquet files with task text; "

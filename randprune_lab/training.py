@@ -66,6 +66,17 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     return accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
 
 
+@contextlib.contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """So many CPU threads of torch inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclasses.dataclass
 class Session:
     """What every phase of a run shares."""

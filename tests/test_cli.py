@@ -119,7 +119,7 @@ def test_options_and_files_make_the_config(command, monkeypatch, tmp_path):
 
 def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(tmp_path):
     """Ctrl-C in the middle stops cleanly and says how to go on; so does the command it names."""
-    arguments = ["run", *SMALL, "--max-epochs", "6", "--no-controls"]
+    arguments = ["run", *SMALL, "--max-epochs", "40", "--no-controls"]  # long enough to be caught in the middle
     whole = randprune(*arguments, folder=tmp_path / "whole")
     program = [Path(sys.executable).with_name("randprune"), *arguments]
     environment = os.environ | {"RANDPRUNE_RUNS": str(tmp_path / "cut")}

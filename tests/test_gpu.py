@@ -90,17 +90,20 @@ def test_lockstep_equals_serial_bit_for_bit_with_deterministic_kernels(monkeypat
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_a_step_in_steady_state_never_waits_for_the_gpu(distilled):
-    from randprune_lab.pace import bench_masks, bench_session, no_synchronization
+    from randprune_lab.pace import bench_masks, bench_session
     from randprune_lab.training import Phase, train_epoch
 
     session = bench_session(torch.device("cuda", 0), 5, distilled=distilled)
     masks = bench_masks(session)
     phase = Phase(session, "emep", 1, masks, lambda _: 1e-4, copy.deepcopy(session.model))
     train_epoch(session, "emep", 1, 0, [phase])  # what is made at the first step is there
-    with no_synchronization():
+    torch.cuda.set_sync_debug_mode("error")  # whatever makes the CPU wait for the GPU
+    try:
         for step in range(1, 5):
             rows = torch.arange(step * 32, (step + 1) * 32)
             batch, labels = session.task.train.batch(rows)
             with session.accelerator.autocast():
                 taught = session.teacher.features(batch, rows) if session.teacher else None
             phase.step(5 + step, batch, labels, taught)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small import go_on, stop_after, tiny, tiny_model, tiny_task
 
 from randprune_lab import store
+from randprune_lab.benefit import read_benefit
 from randprune_lab.config import PAPER_RATIOS, PRESETS, RunConfig, controls, preset
 from randprune_lab.events import Score, from_json
 from randprune_lab.outcome import conclude
@@ -71,7 +72,7 @@ def test_what_was_measured_is_measured_once(finished):
     before = (finished / "benefit.json").read_text()
     conclude(finished)
     assert (finished / "benefit.json").read_text() == before
-    benefit = store.read_benefit(finished)
+    benefit = read_benefit(finished)
     assert benefit.packed_bytes < benefit.saved_bytes == benefit.dense_bytes
     assert benefit.layers == 12
 
