@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from randprune_lab.config import RunConfig, controls
+    from randprune_lab.console import compare, history, launch
     from randprune_lab.engine import prune
     from randprune_lab.explorer import Explorer
     from randprune_lab.histogram import MagnitudeHistogram
@@ -42,6 +43,9 @@ _ROOMS = {
     "Explorer": "explorer",
     "open_source": "sources",
     "explore": "widgets",
+    "launch": "console",
+    "history": "console",
+    "compare": "console",
     "prune": "engine",
     "Split": "splits",
     "Task": "splits",
@@ -59,11 +63,14 @@ __all__ = [
     "Split",
     "Task",
     "candidate_generator",
+    "compare",
     "controls",
     "cubic_stages",
     "explore",
+    "history",
     "introduced_randomness",
     "last_checkpoint",
+    "launch",
     "magnitude_mask",
     "mask_sampler",
     "open_source",

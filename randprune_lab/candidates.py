@@ -19,7 +19,7 @@ from torch import Tensor
 
 from randprune_lab.panels import Draw, Table, finite
 from randprune_lab.sampling import candidate_generator, magnitude_mask, mask_sampler
-from randprune_lab.sources import Layer
+from randprune_lab.sources import Judged, Layer
 from randprune_lab.state import ExploreState
 
 CROP = 64  # rows and columns of a mask that a strip shows
@@ -190,6 +190,24 @@ class Candidates:
         places = np.flatnonzero(exists & (magnitudes >= edges[0]) & (magnitudes < edges[-1]))
         groups = np.searchsorted(edges, magnitudes[places], side="right") - 1
         return places, groups.clip(0, DOTS - 1), (edges[1:] + edges[:-1]) / 2
+
+
+def with_scores(table: Table, judged: Judged) -> Table:
+    """Panel 3 with what the run that draws these very masks found out about them (EMEP)."""
+    if not judged.asked:
+        return table
+    drawn = [{**strip, **_verdict(judged, strip["number"])} for strip in table["drawn"]]
+    name = f"mask {judged.winner}" if judged.winner else "the plain mask"
+    said = f"has judged {len(judged.scores)} of its {judged.asked} masks so far"
+    said = said if judged.winner is None else f"chose {name} of {judged.asked}"
+    return {**table, "drawn": drawn, "sentence": f"{table['sentence']} The run {said}."}
+
+
+def _verdict(judged: Judged, number: int) -> Table:
+    if number not in judged.scores:
+        return {"emep": "", "winner": number == judged.winner}
+    score = judged.scores[number]
+    return {"emep": "EMEP failed" if score is None else f"EMEP {100 * score:.1f} %", "winner": number == judged.winner}
 
 
 def _sentence(drawn: list[Table], total: int, agreement: NDArray[np.float64]) -> str:

@@ -23,6 +23,8 @@ COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", "#8A6D00", "#000000")  # by run; re
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [12, 3])
 WIDTH, HEIGHT = 680, 260
+PADDING = {"left": 8, "top": 8, "right": 8, "bottom": 8}
+MOST_EPOCHS = 500  # points of a line; a screen has no more
 NUMBER = "format(datum.value, datum.value && abs(datum.value) < 0.001 ? '~e' : ',~g')"  # 1e-6, 0.01, 100,000
 DENSE, FINE_TUNING = "dense network", "fine-tuning under the mask"
 RANDOM, PLAIN, WINNER = "random mask", "plain (deterministic) mask", "winner of the stage"
@@ -97,10 +99,10 @@ def accuracy_chart(rows: Rows, dense: float | None = None, metric: str = "accura
         bar = lines.mark_errorbar(ticks={"size": 9}, thickness=1.5)
         layers.append(bar.encode(y=alt.Y("low:Q", title=test), y2="high:Q").properties(data=of_rows(bars).data))
     if dense is not None:
-        rule = of_rows([{"score": dense, "text": ["dense", accuracy(dense)]}]).encode(y="score:Q")
+        rule = of_rows([{"score": dense, "text": f"dense\n{accuracy(dense)}"}]).encode(y="score:Q")
         layers[:0] = [
             rule.mark_rule(color=GREY, strokeDash=[1, 3]),
-            rule.mark_text(color=GREY, align="left", dx=5, x=WIDTH).encode(text="text:N"),
+            rule.mark_text(color=GREY, align="left", dx=5, x="width", lineBreak="\n").encode(text="text:N"),
         ]
     return layered(layers, f"Does {metric} survive as weights are removed?", accuracy_sentence(rows, dense, metric))
 
@@ -189,11 +191,12 @@ def candidates_sentence(rows: Rows) -> str:
     return text + (f"; {failed} candidates failed and have no score." if failed else ".")
 
 
-def ladder_chart(rows: Rows) -> alt.LayerChart:
+def ladder_chart(rows: Rows, metric: str = "accuracy") -> alt.LayerChart:
     """What is left of the weights after each stage, and under which mask, as a table above bars.
 
     Args:
         rows: as ``figures.ladder_rows`` gives them, in order of stages.
+        metric: the name of what is scored.
     """
     rungs = [_rung(row) for row in rows]
     shown = [look for look in _RUNGS.values() if look[0] in {rung["kind"] for rung in rungs}]
@@ -209,15 +212,17 @@ def ladder_chart(rows: Rows) -> alt.LayerChart:
         scale=alt.Scale(domain=[0, 1.6], nice=False),  # room for the table above the bars
         axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], labelExpr="100 * datum.value + ' %'", titleAnchor="start"),
     )
-    heads = of_rows([{"lines": ["sparsity", "compression", "winner", "ir", "test accuracy"]}])
-    table: dict[str, Any] = {"y": 6, "baseline": "top", "lineHeight": 16}
+    heads = of_rows([{"lines": "\n".join(["sparsity", "compression", "winner", "ir", f"test {metric}"])}])
+    table: dict[str, Any] = {"y": 6, "baseline": "top", "lineHeight": 16, "lineBreak": "\n"}
     layers = [
         stages.mark_bar(opacity=0.35).encode(y=left, color=color),
         stages.mark_point(size=90, filled=True, opacity=1).encode(y=left, color=color, shape=shape),
         stages.mark_text(**table).encode(text="lines:N"),
         heads.mark_text(**table, x=-8, align="right", color=GREY).encode(text="lines:N"),
     ]
-    return layered(layers, "Each stage removes weights: what is left, and whose mask won", ladder_sentence(rows))
+    return layered(
+        layers, "Each stage removes weights: what is left, and whose mask won", ladder_sentence(rows, metric)
+    )
 
 
 def _rung(row: Row) -> dict[str, Any]:
@@ -234,20 +239,20 @@ def _rung(row: Row) -> dict[str, Any]:
         "stage": f"stage {row['stage']}" if row["stage"] else "dense",
         "density": 1 - row["sparsity"],
         "kind": _RUNGS[row["winner"]][0],
-        "lines": cells,
+        "lines": "\n".join(cells),  # a list would not survive Arrow, by which Streamlit sends it
     }
 
 
-def ladder_sentence(rows: Rows) -> str:
+def ladder_sentence(rows: Rows, metric: str = "accuracy") -> str:
     """From the dense network to the last stage, in words."""
     if not rows:
         return "The dense network is not trained yet."
     first, last = rows[0], rows[-1]
     pruned = [row for row in rows if row["winner"] is not None]
     random = sum(row["winner"] == "random" for row in pruned)
-    start = f"From test accuracy {accuracy(first['score'])} at sparsity {sparsity(first['sparsity'])}"
+    start = f"From test {metric} {accuracy(first['score'])} at sparsity {sparsity(first['sparsity'])}"
     if len(rows) == 1:
-        return f"{start[5:].capitalize()}; no stage is finished."
+        return f"T{start[6:]}; no stage is finished."
     end = f"{accuracy(last['score'])} at {sparsity(last['sparsity'], last['compression'])}"
     won = f"a random mask won {random} and the plain one {len(pruned) - random} times"
     return f"{start} to {end} in stages ({len(pruned)}), where {won}."
@@ -259,11 +264,18 @@ def loss_chart(rows: Rows) -> alt.LayerChart:
     Args:
         rows: phase ("dense" or "fine-tuning"), stage (0 for dense), loss; in the order in which they were trained.
     """
-    epochs = _epochs(rows)
+    epochs = counted_epochs(rows, "loss")
+    y = number_axis("loss:Q", "mean loss of an epoch (nats)", [row["loss"] for row in epochs])
+    title = "Each cut costs, training repairs: loss on the training data"
+    return layered(by_epoch(epochs, y), title, loss_sentence(rows))
+
+
+def by_epoch(epochs: Rows, y: alt.Y) -> list[alt.Chart]:
+    """A line over the epochs of each stage, with the stages' names where they begin."""
     kinds = [DENSE, FINE_TUNING]
     lines = of_rows(epochs).encode(
         x=alt.X("epoch:Q", title="epoch since the start (judging candidates is not counted)", axis=_whole(epochs)),
-        y=number_axis("loss:Q", "mean loss of an epoch (nats)", [row["loss"] for row in epochs]),
+        y=y,
         detail="stage:O",
         color=alt.Color("kind:N", scale=by_name(kinds, (GREEN, BLUE)), title=None),
     )
@@ -274,8 +286,7 @@ def loss_chart(rows: Rows) -> alt.LayerChart:
     )
     bounds = of_rows(labels[1:]).mark_rule(color="#c0c0c0").encode(x="epoch:Q")
     points = lines.mark_point(size=24, filled=True, opacity=1).encode(shape=shape)
-    layers = [bounds, lines.mark_line(strokeWidth=2), points, names]
-    return layered(layers, "Each cut costs, training repairs: loss on the training data", loss_sentence(rows))
+    return [bounds, lines.mark_line(strokeWidth=2), points, names]
 
 
 def loss_sentence(rows: Rows) -> str:
@@ -291,13 +302,16 @@ def loss_sentence(rows: Rows) -> str:
     return f"The training loss {', '.join(parts) or 'is unknown: no epoch is finished'}."
 
 
-def _epochs(rows: Rows) -> list[dict[str, Any]]:
-    """Epochs counted through; what is not finite cannot be drawn."""
+def counted_epochs(rows: Rows, field: str) -> list[dict[str, Any]]:
+    """Epochs counted through, of many only some; what is not finite cannot be drawn."""
     kinds = {"dense": DENSE}
+    every = -(-len(rows) // MOST_EPOCHS) or 1
     counted = [
-        {**row, "epoch": number, "kind": kinds.get(row["phase"], FINE_TUNING)} for number, row in enumerate(rows, 1)
+        {"stage": row["stage"], field: row[field], "epoch": number, "kind": kinds.get(row["phase"], FINE_TUNING)}
+        for number, row in enumerate(rows, 1)
+        if number % every == 0 or number == len(rows)
     ]
-    return [row for row in counted if math.isfinite(row["loss"])]
+    return [row for row in counted if math.isfinite(row[field])]
 
 
 def _stage_labels(points: Rows) -> list[dict[str, Any]]:
@@ -342,10 +356,63 @@ def layered(layers: Sequence[alt.Chart], title: str, description: str) -> alt.La
     return framed(alt.LayerChart(layer=list(layers), width=WIDTH, height=HEIGHT), title, description)
 
 
+_PAPER, _INK, _FAINT = "#181818", "#fafafa", "#5a5a5a"  # dark theme
+_GRID = "#333333"
+_IN_THE_DARK = {
+    BLUE: "#56B4E9",
+    VERMILION: "#FF7F2A",
+    GREEN: "#2BC49A",
+    "#8A6D00": "#D9B300",
+    "#000000": _INK,
+    "black": _INK,
+    "white": _PAPER,
+    GREY: "#a6adb8",
+    "#c0c0c0": _FAINT,
+    "#d0d0d0": _FAINT,
+    "#eeeeee": _GRID,
+}
+
+
+def in_theme(chart: Framed, *, dark: bool) -> Framed:
+    """A chart for a light or a ``dark`` page: on dark paper, ink and colours that would vanish there are others."""
+    if not dark:
+        return chart
+    themed: Framed = type(chart).from_dict(specification(chart, dark=True), validate=False)
+    return themed
+
+
+def specification(chart: alt.TopLevelMixin, *, dark: bool) -> dict[str, Any]:
+    """``in_theme`` as Vega-Lite's JSON, which is ten times as fast to make."""
+    plain: dict[str, Any] = chart.to_dict(validate=False)
+    if not dark:
+        return plain
+    spec: dict[str, Any] = _recoloured(plain)
+    spec["background"] = "transparent"  # the page's own
+    config = spec["config"]
+    config["axis"] |= {"labelColor": _INK, "titleColor": _INK, "tickColor": _FAINT}
+    config["axis"] |= {"gridColor": _GRID, "domainColor": _FAINT}
+    config["legend"] |= {"labelColor": _INK, "titleColor": _INK}
+    config["title"] |= {"color": _INK}
+    config |= {"text": {"color": _INK}, "rule": {"color": _INK}}
+    return spec
+
+
+def _recoloured(part: Any) -> Any:
+    """A specification with the colours of the dark theme; ink upon coloured cells, which has a condition, stays."""
+    if isinstance(part, str):
+        return _IN_THE_DARK.get(part, part)
+    if isinstance(part, list):
+        return [_recoloured(value) for value in part]
+    if not isinstance(part, dict) or "condition" in part:
+        return part
+    kept = ("datasets", "data", "title", "description", "text")
+    return {key: value if key in kept else _recoloured(value) for key, value in part.items()}
+
+
 def framed(chart: Framed, title: str, description: str) -> Framed:
     """What all charts share: a title, a description for those who cannot see it, and their looks."""
     finished: Framed = (
-        chart.properties(title=title, description=description, background="white", padding=8)
+        chart.properties(title=title, description=description, background="white", padding=PADDING)
         .configure_title(fontSize=15, anchor="start", offset=18)
         .configure_axis(labelFontSize=11, titleFontSize=12, titleFontWeight="normal", titlePadding=8)
         .configure_legend(orient="bottom", labelFontSize=12, labelLimit=400, columns=4, symbolLimit=20)

@@ -1,4 +1,4 @@
-"""The command line: ``randprune run``, ``resume``, ``runs``, ``report``, ``explore`` and ``bench``."""
+"""The command line: ``randprune run``, ``resume``, ``stop``, ``runs``, ``report``, ``explore`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from randprune_lab.terminal import (
     print_bench,
     print_claims,
     print_json,
+    print_listing,
     print_runs,
     print_sizes,
-    print_table,
     print_tensors,
     say,
+    shown_state,
 )
 
 # Two busy torch processes on few cores otherwise spin against each other. It counts only before torch is imported,
@@ -40,6 +41,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from randprune_lab.config import RunConfig
     from randprune_lab.events import Event
+    from randprune_lab.status import Status
 
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -68,21 +70,22 @@ def main() -> None:
 
 
 def _app() -> typer.Typer:
-    app = typer.Typer(
+    commands = typer.Typer(
         add_completion=False,
         pretty_exceptions_enable=False,
         help="A lab for randomized iterative magnitude pruning (arXiv 2310.13183).",
     )
-    app.command("run", help=_RUN_HELP)(_run_command() if sys.argv[1:2] == ["run"] else lambda: None)
-    for command in (resume, runs, report, explore, pack, unpack, bench):
-        app.command()(command)
-    return app
+    commands.command("run", help=_RUN_HELP)(_run_command() if sys.argv[1:2] == ["run"] else lambda: None)
+    for command in (resume, stop, runs, report, explore, app, pack, unpack, bench):
+        commands.command()(command)
+    return commands
 
 
 _RUN_HELP = (
     "Prune a network: without options, on real handwritten digits, beside a control of equal budget. With a --task of "
     "GLUE the defaults are what the paper used for it (--preset)."
 )
+_Detach = Annotated[bool, typer.Option(help="In the background: it goes on when this terminal is closed.")]
 _Track = Annotated[str, typer.Option(help="Log to tensorboard, mlflow, trackio or wandb, too (comma-separated).")]
 
 
@@ -96,6 +99,7 @@ def _run_command() -> Callable[..., None]:
         preset_name: str | None = None,
         controls: bool = True,
         track: str = "",
+        detach: bool = False,
         as_json: bool = False,
         **fields: str | None,
     ) -> None:
@@ -104,7 +108,11 @@ def _run_command() -> Callable[..., None]:
         fitting = preset(preset_name, task=given.get("task"), model=given.get("model"))
         trackers = parse_trackers(track)
         settings = RunConfig.model_validate({**fitting, **given})
-        _run(settings, with_controls=controls, trackers=trackers, as_json=as_json)
+        if detach:
+            _refuse_tracking(track)
+            _start(_with_control(settings) if controls else [settings], as_json=as_json)
+        else:
+            _run(settings, with_controls=controls, trackers=trackers, as_json=as_json)
 
     def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -123,6 +131,7 @@ def _run_command() -> Callable[..., None]:
         option(
             "controls", Annotated[bool, typer.Option(help="Run imp-matched, the control of equal budget, too.")], True
         ),
+        option("detach", _Detach, False),
         option("as_json", _Json, False),
     ]
     for name, field in RunConfig.model_fields.items():
@@ -158,7 +167,6 @@ def _read_file(path: Path | None) -> dict[str, Any]:
 
 def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], as_json: bool) -> None:
     from randprune_lab import store
-    from randprune_lab.config import controls
     from randprune_lab.engine import prune
     from randprune_lab.outcome import conclude
 
@@ -166,7 +174,7 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
     new = not parent.exists()
     first = store.new_folder(config)
     config = config.model_copy(update={"group": config.group or first.name})
-    beside = [controls(config)["imp-matched"]] if with_controls and config.method == "randomized" else []
+    beside = _with_control(config)[1:] if with_controls else []
     folders = {}
     total = _planned(config) + sum(_planned(other) for other in beside)
     try:
@@ -187,6 +195,45 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
     _conclude(folders, as_json=as_json)
 
 
+def _with_control(config: RunConfig) -> list[RunConfig]:
+    """A run, and the control of equal budget that belongs to it."""
+    from randprune_lab.config import controls
+
+    return [config, controls(config)["imp-matched"]] if config.method == "randomized" else [config]
+
+
+def _refuse_tracking(track: str) -> None:
+    if track:
+        raise ValueError(f"--track {track}: is for runs in the foreground. Leave --detach or --track out.")
+
+
+def _start(configs: list[RunConfig], *, as_json: bool) -> None:
+    """Start runs as processes of their own, and say how to watch and stop them."""
+    from randprune_lab import jobs
+    from randprune_lab.checks import check_option
+    from randprune_lab.tasks import TASKS
+
+    check_option("task", configs[0].task, TASKS)  # the rest shows in its status
+    _tell_started(jobs.start_all(configs), as_json=as_json)
+
+
+def _tell_started(folders: list[Path], *, as_json: bool) -> None:
+    from randprune_lab import jobs
+
+    found = {folder: jobs.status(folder) for folder in folders}
+    if as_json:
+        print_json({"runs": [{"folder": str(folder)} | _status_row(status) for folder, status in found.items()]})
+        return
+    for folder, status in found.items():
+        say(f"{folder}: {shown_state(status)}", whole=True)
+    names = " ".join(shlex.quote(folder.name) for folder in folders)
+    say(f"Works also when this terminal is closed. Watch: randprune runs. Stop: randprune stop {names}")
+
+
+def _status_row(status: Status) -> dict[str, Any]:
+    return {"status": status.state, "message": status.message, "position": status.position}
+
+
 def _tracked(events: Iterator[Event], config: RunConfig, folder: Path, trackers: tuple[str, ...]) -> Iterator[Event]:
     from randprune_lab.tracking import track
 
@@ -197,14 +244,20 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="The run's folder.")],
     wave: Annotated[int | None, typer.Option(min=1, help="Candidates at once from now on; changes no result.")] = None,
     track: _Track = "",
+    detach: _Detach = False,
     as_json: _Json = False,
 ) -> None:
     """Go on with a run that was stopped or killed, from its last finished piece of work."""
-    from randprune_lab import store
+    from randprune_lab import jobs, store
     from randprune_lab.engine import prune
     from randprune_lab.tracking import parse_trackers
 
     trackers = parse_trackers(track)
+    if detach:
+        _refuse_tracking(track)
+        jobs.resume(folder, wave=wave)
+        _tell_started([folder], as_json=as_json)
+        return
     config = store.read_config(folder)
     config = config.model_copy(update={"wave": wave}) if wave is not None else config
     stream = prune(config, resume=store.last_checkpoint(folder))
@@ -214,41 +267,66 @@ def resume(
     _conclude({config.control or config.method: folder}, as_json=as_json)
 
 
-def runs(as_json: _Json = False) -> None:
-    """The runs on disk: those of the folder that RANDPRUNE_RUNS names, else of ./runs."""
+def stop(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, or their folders.")],
+    as_json: _Json = False,
+) -> None:
+    """Stop runs within a step, wherever they were started, or take them out of the queue; resume goes on with them."""
+    from randprune_lab import jobs
+
+    folders = {_folder_of(name): None for name in names}
+    problems = []
+    for folder in folders:  # all are asked before one is waited for, lest it make room for the next
+        try:
+            jobs.stop(folder, wait=False)
+        except ValueError as error:
+            problems.append(str(error))
+    for folder in folders:
+        if jobs.status(folder).is_live:
+            with contextlib.suppress(ValueError):  # it has just ended; if not, its status says so
+                jobs.stop(folder)
+    found = {folder: jobs.status(folder) for folder in folders}
+    if as_json:
+        print_json({"runs": [{"folder": str(folder)} | _status_row(status) for folder, status in found.items()]})
+    else:
+        for folder, status in found.items():
+            hint = f". Go on with: randprune resume {shlex.quote(str(folder))}" if status.can_resume else ""
+            say(f"{folder}: {shown_state(status)}{hint}", whole=True)
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _folder_of(name: str) -> Path:
+    """A run by its folder, or by its name in the folder of runs."""
     from randprune_lab import store
 
-    found = store.runs()
+    for folder in (Path(name), store.runs_folder() / name):
+        if store.is_run(folder):
+            return folder
+    raise ValueError(f"{name}: no such run, here or in {store.runs_folder()}. See randprune runs for those that are.")
+
+
+def runs(as_json: _Json = False) -> None:
+    """The runs on disk: those of the folder that RANDPRUNE_RUNS names, else of ./runs."""
+    from randprune_lab import jobs, store
+
+    found = [(run, jobs.status(run.folder)) for run in store.runs()]
     if as_json:
         rows = [
-            {"folder": str(run.folder), "status": run.status, "sparsity": run.sparsity, "score": run.score}
-            | {"stages_done": run.stages_done, "config": run.config.model_dump(mode="json")}
-            for run in found
+            {"folder": str(run.folder), **_status_row(status), "sparsity": run.sparsity, "score": run.score}
+            | {"stages_done": run.stages_done, "config": run.config.model_dump(mode="json") if run.config else None}
+            for run, status in found
         ]
         print_json({"runs": rows})
-        return
-    cells = [
-        (
-            run.folder.name,
-            run.status,
-            run.config.task,
-            run.config.control or run.config.method,
-            str(run.config.seed),
-            f"{run.stages_done} of {len(run.config.stages)}",
-            "" if run.sparsity is None else f"{run.sparsity:.4f}",
-            "" if run.score is None else f"{run.score:.1%}",
-        )
-        for run in found
-    ]
-    columns = ("run", "status", "task", "method", "seed", "stages", "sparsity", "score")
-    print_table(f"{len(found)} runs in {store.runs_folder()}", columns, cells)
+    else:
+        print_listing(f"{len(found)} runs in {store.runs_folder()}", found)
 
 
 def report(folder: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
     """Write report.html into a run's folder: one file that opens anywhere, without a network."""
-    from randprune_lab.outcome import conclude
+    from randprune_lab.outcome import conclude, group_of
 
-    say(f"report: {conclude(folder, beside=_group_of(folder))}")
+    say(f"report: {conclude(folder, beside=group_of(folder))}")
 
 
 def pack(
@@ -271,15 +349,6 @@ def unpack(
     from randprune_lab.packing import unpack_model
 
     print_sizes(unpack_model(source, target), target)
-
-
-def _group_of(folder: Path) -> list[Path]:
-    """The other runs of a run's group that lie beside it."""
-    from randprune_lab import store
-
-    group = store.read_config(folder).group
-    others = [run.folder for run in store.runs(folder.resolve().parent) if run.config.group == group]
-    return [other for other in others if group and other.resolve() != folder.resolve()]
 
 
 def _planned(config: RunConfig) -> int:
@@ -332,10 +401,30 @@ class _Display:
 
     def follow(self, folder: Path, config: RunConfig, events: Iterator[Event]) -> None:
         """Show a run until it ends. When it is stopped or fails, say how to go on."""
-        name, stages = config.control or config.method, len(config.stages)
+        name = config.control or config.method
         hint = f"Go on with: randprune resume {shlex.quote(str(folder))}"
         self.tell(f"{name}: {folder}", quietly=True)
         try:
+            self._show(folder, name, config, events)
+        except KeyboardInterrupt:
+            self.progress.stop()
+            say(f"stopped. {hint}", error=True)
+            sys.exit(130)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be written ({error}). What was saved is intact. {hint}") from error
+        except RuntimeError as error:
+            from randprune_lab.training import OutOfMemory
+
+            if isinstance(error, OutOfMemory):
+                raise ValueError(f"{error} {hint} --wave 1") from error
+            raise ValueError(f"{error} The run stopped; what was saved lies in {folder}.") from error
+
+    def _show(self, folder: Path, name: str, config: RunConfig, events: Iterator[Event]) -> None:
+        from randprune_lab.status import Attended
+
+        stages = len(config.stages)
+        # A page, too, sees this run and can stop it.
+        with Attended(folder), contextlib.closing(events):  # type: ignore[type-var]
             for event in events:
                 match event.to_json():
                     case {"kind": "candidate_scored", "stage": stage, "candidate": candidate}:
@@ -353,28 +442,16 @@ class _Display:
                     case _:
                         continue
                 self.progress.update(self.bar, description=f"{name}: {doing}", advance=_epochs_of(event, config))
-        except KeyboardInterrupt:
-            self.progress.stop()
-            say(f"stopped. {hint}", error=True)
-            sys.exit(130)
-        except OSError as error:
-            raise ValueError(f"{folder}: cannot be written ({error}). What was saved is intact. {hint}") from error
-        except RuntimeError as error:
-            from randprune_lab.training import OutOfMemory
-
-            if isinstance(error, OutOfMemory):
-                raise ValueError(f"{error} {hint} --wave 1") from error
-            raise ValueError(f"{error} The run stopped; what was saved lies in {folder}.") from error
 
 
 def _conclude(folders: dict[str, Path], *, as_json: bool) -> None:
     """The reports, the table of the runs side by side, and where they lie."""
     from randprune_lab import store
-    from randprune_lab.outcome import conclude
+    from randprune_lab.outcome import conclude, group_of
 
     tables = {name: store.stage_table(folder) for name, folder in folders.items()}
     for folder in folders.values():
-        conclude(folder, beside=_group_of(folder))
+        conclude(folder, beside=group_of(folder))
     if as_json:
         said = {name: {"folder": str(folders[name]), "stages": table} for name, table in tables.items()}
         print_json({"runs": said})
@@ -463,6 +540,22 @@ def explore(
         print_json({"settings": settings, "tensors": [dataclasses.asdict(row) for row in rows]})
     else:
         print_tensors(model, state, rows, draws=draw)
+
+
+def app(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the browser finds it.")] = 8501,
+    runs: Annotated[Path | None, typer.Option(help="Folder of runs [default: $RANDPRUNE_RUNS, else ./runs]")] = None,
+    models: Annotated[
+        list[Path] | None, typer.Option(help="A folder of models or data that may be read; may be given again.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the browser.")] = True,
+) -> None:
+    """The whole lab in the browser, on 127.0.0.1 only: explore, launch, watch, stop, resume, compare, learn."""
+    from randprune_lab.places import Places
+    from randprune_lab.serve import serve
+
+    given = Places.of_environment()
+    serve(port, runs=runs or given.runs, models=models or given.models, browser=browser)
 
 
 def bench(

@@ -186,7 +186,7 @@ class RunConfig(pydantic.BaseModel):
 
     task: str = Field(
         default="digits",
-        description="digits; sentences (generated); glue/ cola sst2 mrpc stsb qqp mnli qnli rte; text (--dataset)",
+        description="digits; sentences (generated); glue/ cola sst2 mrpc stsb qqp mnli qnli rte; text (your dataset)",
     )
     model: str = Field(
         default="mlp",
@@ -212,7 +212,7 @@ class RunConfig(pydantic.BaseModel):
     unlabelled: str = Field(
         default="", description="task whose rows are added for distillation only: glue/mnli to stsb"
     )
-    method: Annotated[str, _one_of("method", METHODS)] = Field(
+    method: Annotated[str, _one_of("method", METHODS), Control("method", options=METHODS)] = Field(
         default="randomized", description="imp; randomized (MCSS, EMEP); randomized-no-selection"
     )
     stages: Annotated[tuple[float, ...], BeforeValidator(_stage_list), AfterValidator(check_stages)] = Field(
@@ -226,9 +226,9 @@ class RunConfig(pydantic.BaseModel):
     randomness: Randomness = "fixed"
     samples: Samples = 4
     sampling_ratio: SamplingRatio = 5e-5
-    target_ir: Annotated[float | tuple[float, ...] | None, BeforeValidator(_targets)] = Field(
-        default=None, description="ir of every tensor, one number or one a stage; needs randomness target_ir"
-    )
+    target_ir: Annotated[
+        float | tuple[float, ...] | None, BeforeValidator(_targets), Control("target randomness", "ir")
+    ] = Field(default=None, description="ir of every tensor, one number or one a stage; needs randomness target_ir")
     power: Power = 5.0
     reach: Reach = None
     ties: TieRule = "random"
@@ -252,7 +252,7 @@ class RunConfig(pydantic.BaseModel):
     )
     weight_decay: Weight = Field(default=0.01, description="of AdamW")
     batch_size: Count = Field(default=64, description="examples a step")
-    select_on: Annotated[str, _one_of("select_on", SELECT_ON)] = Field(
+    select_on: Annotated[str, _one_of("select_on", SELECT_ON), Control("select on", options=SELECT_ON)] = Field(
         default="selection", description="split that chooses masks: selection; validation (the paper's: optimistic)"
     )
     task_weight: Weight = Field(default=1.0, description="of the task's own loss while fine-tuning")
@@ -274,17 +274,21 @@ class RunConfig(pydantic.BaseModel):
         default=(), description="with teacher: its block (from 1) that each block learns from, as 2,4,6"
     )
 
-    executor: Annotated[str, _one_of("executor", EXECUTORS)] = Field(
+    executor: Annotated[str, _one_of("executor", EXECUTORS), Control("executor", options=EXECUTORS)] = Field(
         default="lockstep", description="candidates: lockstep (same batch, teacher once for all); serial"
     )
     wave: Count | None = Field(default=None, description="candidates trained at once in lockstep; none: as many as fit")
     seed: Seed = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="CPU threads; small networks: 1")
-    device: Annotated[str, _one_of("device", DEVICES)] = Field(default="auto", description="auto, cpu, cuda, mps")
-    precision: Annotated[str, _one_of("precision", PRECISIONS)] = Field(default="no", description="no (float32); bf16")
+    device: Annotated[str, _one_of("device", DEVICES), Control("device", options=DEVICES)] = Field(
+        default="auto", description="auto, cpu, cuda, mps"
+    )
+    precision: Annotated[str, _one_of("precision", PRECISIONS), Control("precision", options=PRECISIONS)] = Field(
+        default="no", description="no (float32); bf16"
+    )
     deterministic: bool = Field(default=False, description="CUDA: only deterministic kernels, slower")
-    keep_stages: Annotated[str, _one_of("keep_stages", KEEP_STAGES)] = Field(
-        default="all", description="weights kept on disk: of all stages; of the last (and the dense ones)"
+    keep_stages: Annotated[str, _one_of("keep_stages", KEEP_STAGES), Control("keep stages", options=KEEP_STAGES)] = (
+        Field(default="all", description="weights kept on disk: of all stages; of the last (and the dense ones)")
     )
     group: str = Field(default="", description="runs that belong together, such as a run and its controls")
     control: str = Field(default="", description="what this run is the control of: imp-matched, ...")

@@ -11,12 +11,12 @@ from collections.abc import Hashable, Iterator, Mapping
 from torch import Tensor
 
 from randprune_lab import panels
-from randprune_lab.candidates import Candidates, Place, check_drawable
+from randprune_lab.candidates import Candidates, Place, check_drawable, with_scores
 from randprune_lab.keepcurve import KeepCurve
 from randprune_lab.masks import EVERYTHING
 from randprune_lab.panels import Table, derived
 from randprune_lab.sampling import introduced_randomness
-from randprune_lab.sources import Source, TensorInfo
+from randprune_lab.sources import Judged, Source, TensorInfo
 from randprune_lab.state import ExploreState, control_of
 from randprune_lab.tensors import TensorRow, row_table, table_sentence, tensor_rows
 from randprune_lab.weights import Weights, is_global, together
@@ -131,7 +131,7 @@ class Explorer:
         looked_at = ("tensor", "seed", "candidates")
         return {
             "sweep": _digest([swept, *own[1:], state.sweep]),
-            "candidates": _digest([*own, state.rerolled, state.window]),
+            "candidates": _digest([*own, state.rerolled, state.window, self._judged(state)]),
             "table": _digest([{name: value for name, value in settings.items() if name not in looked_at}, versions]),
         }
 
@@ -226,7 +226,15 @@ class Explorer:
         drawn = self._candidates(state)
         window = panels.window_of(state, curve.histogram)
         for done in range(1, state.candidates + 1):
-            yield drawn.table(state, done, window)
+            yield with_scores(drawn.table(state, done, window), self._judged(state))
+
+    def _judged(self, state: ExploreState) -> Judged:
+        """What a run has found out about the very masks that the state draws; where it draws others, nothing."""
+        settings = self.source.settings(state.stage)
+        info = self.source.tensors.get(state.tensor or self.weights.first())
+        the_runs = state.moment == "before" and info is not None and info.prunable
+        alike = all(getattr(state, name) == value for name, value in settings.items() if name != "candidates")
+        return self.source.scores(state.stage) if settings and the_runs and alike else Judged()
 
     def _candidates(self, state: ExploreState) -> Candidates:
         """Those drawn before, if nothing that they depend on has changed."""

@@ -5,6 +5,7 @@ Magnitudes are abs(w), in the weights' own units; shares, accuracies and sparsit
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -225,13 +226,79 @@ def accuracy_rows(tables: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
     return rows
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Student's interval of the mean, cut to [0, 1]; none from a single value."""
+def _interval(
+    values: Sequence[float], least: float = 0.0, most: float = 1.0
+) -> tuple[float, float] | tuple[None, None]:
+    """Student's interval of the mean, cut to [least, most]; none from a single value."""
     if len(values) < 2:
         return None, None
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     half = float(scipy.special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * error
-    return max(mean - half, 0.0), min(mean + half, 1.0)
+    return max(mean - half, least), min(mean + half, most)
+
+
+def difference_rows(tables: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> list[Row]:
+    """Differences in test score between each two labels, seed by seed, stage by stage, with the 95 % t-interval.
+
+    Pairs of the same seed share data order and dense weights: their differences vary less than the scores do.
+
+    Args:
+        tables: for each label and seed the ``store.stage_table``.
+
+    Returns:
+        a, b (the labels), sparsity, difference (the mean of a's score minus b's), low and high (of its interval; None
+        with one seed), seeds (how many both have), verdict: "one seed: not a result", "within noise" where the interval
+        holds 0, else "beyond noise". The dense network is left out.
+    """
+    scores = {
+        label: {seed: {row["sparsity"]: row["score"] for row in table if row["stage"]} for seed, table in runs.items()}
+        for label, runs in tables.items()
+    }
+    rows = []
+    for a, b in itertools.combinations(scores, 2):
+        paired: dict[float, list[float]] = {}
+        for seed in scores[a].keys() & scores[b].keys():
+            ours, theirs = scores[a][seed], scores[b][seed]
+            for sparsity in ours.keys() & theirs.keys():
+                paired.setdefault(sparsity, []).append(ours[sparsity] - theirs[sparsity])
+        for sparsity, differences in sorted(paired.items()):
+            low, high = _interval(differences, -2.0, 2.0)  # correlations lie in [-1, 1]
+            rows.append(
+                {
+                    "a": a,
+                    "b": b,
+                    "sparsity": sparsity,
+                    "difference": statistics.fmean(differences),
+                    "low": low,
+                    "high": high,
+                    "seeds": len(differences),
+                    "verdict": _verdict(low, high),
+                }
+            )
+    return rows
+
+
+def _verdict(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "one seed: not a result"
+    return "within noise" if low <= 0 <= high else "beyond noise"
+
+
+def share_near(histograms: Mapping[str, MagnitudeHistogram], sparsity: float, *, whole: bool = False) -> float:
+    """The share of a network's existing weights from 2/3 tau to 4/3 tau, each tensor with its own tau.
+
+    Args:
+        histograms: of each tensor that is pruned.
+        sparsity: what it is pruned to.
+        whole: global scope, all tensors have one tau.
+
+    Raises:
+        ValueError: a tensor would be empty, or has fewer weights than would be kept.
+    """
+    cut = [sum(list(histograms.values())[1:], next(iter(histograms.values())))] if whole else histograms.values()
+    near = [row for histogram in cut for row in threshold_rows(histogram, [sparsity])]
+    total = sum(row["weights"] for row in near)
+    return float(sum(row["share"] * row["weights"] for row in near) / max(total, 1))
 
 
 def stage_histogram_rows(histograms: Mapping[int, MagnitudeHistogram], *, octaves: int = 8) -> list[Row]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+import filelock
+
+if TYPE_CHECKING:  # a job that waits for its turn does without torch
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that it is either whole or not there: under another name first, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -25,6 +28,21 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_held(path: Path) -> bool:
+    """Somebody holds the lock of this file; one that is not there, or not ours to open, is held by nobody."""
+    if not path.is_file():
+        return False
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
 
 
 def reason_of(error: BaseException) -> str:
@@ -43,6 +61,9 @@ def remembered(kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> di
 
     A damaged file is made again; where nothing can be written, nothing is kept.
     """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save
+
     path = cache_folder() / kind / f"{key}.safetensors"
     try:
         with safe_open(path, framework="pt") as file:

@@ -2,7 +2,7 @@
 //
 // Python works everything out and sends small plain parts; this module draws them and says what the user moved. It knows no
 // host: an adapter of a few lines calls mount() in Jupyter, in Streamlit and in a page without Python. No imports, no network.
-// Order of the file: style, numbers, scales, svg, conversation, controls, panels 1 2 4 3, table, mount.
+// Order of the file: style, numbers, scales, svg, conversation, controls, panels 1 2 4 3, table, tour, mount.
 
 const STYLE = `
 .rp-root { container-type: inline-size; width: 100%; box-sizing: border-box; font: 14px/1.4 system-ui, sans-serif; color: var(--rp-text);
@@ -73,7 +73,7 @@ const STYLE = `
 .rp-root :focus-visible { outline: 2px solid var(--rp-focus); outline-offset: 1px; }
 .rp-controls { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; margin-top: 8px; }
 .rp-root legend { padding: 0; font-weight: 600; }
-.rp-fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); gap: 8px 16px; margin-top: 4px; }
+.rp-fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 190px), 1fr)); gap: 8px 16px; margin-top: 4px; }
 .rp-control label { display: flex; gap: 6px; align-items: baseline; font-size: 13px; }
 .rp-symbol { font-style: italic; color: var(--rp-muted); }
 .rp-follows-word { margin-left: auto; font-size: 12px; color: var(--rp-muted); }
@@ -104,6 +104,8 @@ const STYLE_OF_LISTS = `
 .strip figcaption b { display: block; font-size: 13px; color: var(--rp-text); }
 .strip figcaption span { display: block; }
 .strip.rp-reference svg { outline: 2px solid var(--rp-kept); }
+.strip.rp-winner { outline: 2px dashed var(--rp-text); outline-offset: 3px; border-radius: 2px; }
+.rp-root .strip figcaption .rp-emep { color: var(--rp-text); }
 .rp-buttons { display: flex; gap: 6px; margin-top: 4px; }
 .rp-scroll { overflow: auto; max-width: 100%; }
 .rp-matrix { margin-top: 12px; }
@@ -134,8 +136,8 @@ const STYLE_OF_LISTS = `
 .rp-table tr[aria-current] { background: var(--rp-info-back); }
 .rp-table tr.rp-light td, .rp-table tr.rp-light button { color: var(--rp-muted); }
 .rp-panels { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; min-width: 0; }
-@container (min-width: 900px) {
-  .rp-frame { grid-template-columns: 300px minmax(0, 1fr); align-items: start; }
+@container (min-width: 760px) {
+  .rp-frame { grid-template-columns: clamp(236px, 31%, 300px) minmax(0, 1fr); align-items: start; }
   .rp-root section[data-panel=table] { grid-column: 1 / -1; }
 }
 @container (min-width: 1300px) {
@@ -348,21 +350,26 @@ const HELLO_AGAIN = 1000; // ms
 const PATIENCE = 5000; // ms
 const BUSY = "No answer for 5 s. The kernel is busy or gone: if it was restarted, run this cell again.";
 const GONE = "The kernel is gone: run this cell again.";
+const LOOK_AGAIN = 1000; // ms, while a run goes on
 
 /**
  * One question in flight; of those that come meanwhile only the newest is kept. So a drag of 60 events ends on the last
  * one, at the pace of Python, without timers. A page without Python (frozen) asks without waiting for answers.
  */
-function createConversation(ask, frozen, showAlert) {
+function createConversation(ask, frozen, busy, showAlert) {
   let lastSeq = 0;
   let inFlight = null;
   let next = null;
   let overdue = false;
   let patience = 0;
 
-  function send(question) {
+  function numbered(question) {
     lastSeq = Math.max(lastSeq + 1, Date.now()); // no reload and no second tab goes back
-    const asked = { ...question, seq: lastSeq };
+    return { ...question, seq: lastSeq };
+  }
+
+  function send(question) {
+    const asked = numbered(question);
     if (!frozen) {
       inFlight = asked;
       clearTimeout(patience);
@@ -373,7 +380,7 @@ function createConversation(ask, frozen, showAlert) {
 
   function complain() {
     overdue = true;
-    showAlert(BUSY);
+    showAlert(busy);
   }
 
   function settles(part) {
@@ -388,6 +395,10 @@ function createConversation(ask, frozen, showAlert) {
     },
     hello() {
       send({ hello: true });
+    },
+    /** Has anything come? A question of its own kind: it is not waited for, and none is asked while another is in flight. */
+    more() {
+      if (!inFlight) ask(numbered({ more: true }));
     },
     /** Takes note of a quick part. */
     heard(part) {
@@ -612,7 +623,7 @@ function createControls(view) {
       sweepSlot.replaceChildren();
       for (const { control, item } of items) {
         const place = control.field === "sweep" ? sweepSlot : fieldsets.get(control.group).lastElementChild;
-        place.append(item.element);
+        if (view.offers(control.field)) place.append(item.element);
       }
       const used = [...fieldsets.values()].filter((fieldset) => fieldset.lastElementChild.childElementCount);
       side.querySelector(".rp-groups").replaceChildren(...used);
@@ -1046,8 +1057,11 @@ function createCandidates(view, panel) {
       figure.classList.toggle("rp-reference", i === reference);
       const [drawing, caption, buttons] = figure.children;
       setHtml(drawing, compareCrops(masks[i], masks[reference], crop, `${entry.label} compared with ${against}`).svg);
+      figure.classList.toggle("rp-winner", Boolean(entry.winner));
       const numbers = `<span>ir ${formatNumber(entry.ir)}</span><span>swapped ${formatPercent(entry.swapped)}</span>`;
-      setHtml(caption, `<b>${escapeText(entry.label)}</b>${numbers}`);
+      const judged = [entry.emep, entry.winner && "winner"].filter(Boolean).join(", ");
+      const score = judged && `<span class="rp-emep">${escapeText(judged)}</span>`;
+      setHtml(caption, `<b>${escapeText(entry.label)}</b>${score}${numbers}`);
       const [pin, reroll] = buttons.children;
       pin.setAttribute("aria-pressed", i === pinned);
       pin.setAttribute("aria-label", `pin ${entry.label}: the others are compared with it`);
@@ -1211,6 +1225,35 @@ function rowHtml(row) {
   return `<td><button type="button" data-key="row-${name}" ${KEYS}>${name}</button>${light}</td>${cells.join("")}`;
 }
 
+// ---------------------------------------------------------------------------------------------------------------- tour
+
+const TOUR = { seconds: 8, pause: 200, turns: 2, stops: 60 }; // two ways there and back, five steps a second
+const TOUCHES = ["pointerdown", "keydown", "wheel", "touchstart"];
+
+/**
+ * The sparsity slider sways by itself, as if someone moved it, until someone does; returns what ends it. Whoever has asked
+ * for less motion gets none.
+ */
+function startTour(root) {
+  const slider = root.querySelector("input[type=range][data-field=sparsity]");
+  if (!slider || matchMedia("(prefers-reduced-motion: reduce)").matches) return () => {};
+  const [start, steps] = [Number(slider.value), (TOUR.seconds * 1000) / TOUR.pause];
+  const way = Math.min(TOUR.stops, start);
+  let step = 0;
+  const timer = setInterval(() => {
+    step += 1;
+    slider.value = Math.round(start - (way * (1 - Math.cos((2 * Math.PI * TOUR.turns * step) / steps))) / 2);
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    if (step >= steps) end();
+  }, TOUR.pause);
+  const end = () => {
+    clearInterval(timer);
+    for (const touch of TOUCHES) document.removeEventListener(touch, end, true);
+  };
+  for (const touch of TOUCHES) document.addEventListener(touch, end, { capture: true, passive: true });
+  return end;
+}
+
 // --------------------------------------------------------------------------------------------------------------- mount
 
 const WAITING = "Waiting for Python...";
@@ -1278,6 +1321,7 @@ function createPlaces(root, id, options) {
   for (const name of Object.keys(PANELS)) {
     panels[name] = createPanel(name, id);
     find(name === "table" ? ".rp-frame" : ".rp-panels").append(panels[name].element);
+    panels[name].element.hidden = !(options.panels?.includes(name) ?? true);
   }
   const sweepSlot = elementOf(`<div class="rp-sweep-control"></div>`);
   panels.randomness.body.before(sweepSlot); // outside: what is dimmed looks as if it could not be used
@@ -1334,8 +1378,9 @@ function createRuleDrag(view, panel, redraw) {
 /**
  * Draws the live panels into `root` and calls `ask` with what the user does. See the module's head.
  *
- * options: frozen (a page without Python), note (shown above the controls), code (false: no code to copy).
- * Returns {update(part), gone(text), destroy()}.
+ * options: frozen (a page without Python), note (shown above the controls), code (false: no code to copy), panels and
+ * controls (names of those to show; all), tour (the sparsity moves by itself at first), busy (what to say when no answer comes).
+ * Returns {update(part), lookAgain(ms), gone(text), destroy()}.
  */
 function mount(root, ask, options = {}) {
   const id = `rp${Math.random().toString(36).slice(2, 9)}`;
@@ -1344,10 +1389,14 @@ function mount(root, ask, options = {}) {
   const late = {}; // kind -> the newest part
   let quick = null;
   let showsDark = null;
+  let looking = 0; // the timer of the next look
+  let endTour = null;
 
   // What the parts of the page share. `state` is what the user wants, ahead of Python while a question is in flight.
   const view = { root, id, places, frozen: Boolean(options.frozen), state: null, derived: null, shown: {} };
-  const conversation = createConversation(ask, view.frozen, (text) => {
+  const { controls: offered, panels: shown } = options;
+  view.offers = (field) => (offered?.includes(field) ?? true) && (field !== "candidates" || (shown?.includes(field) ?? true));
+  const conversation = createConversation(ask, view.frozen, options.busy ?? BUSY, (text) => {
     places.alert.hidden = !text;
     setText(places.alert, text);
   });
@@ -1423,6 +1472,18 @@ function mount(root, ask, options = {}) {
     table.markCurrent();
     drawAll();
     describePoint();
+    if (part.live) lookAgain(LOOK_AGAIN);
+    if (options.tour && part.derived) endTour ??= startTour(root);
+  }
+
+  /** Asks in a while whether anything has come; while a run goes on, again and again. Nobody looks at a hidden page. */
+  function lookAgain(ms) {
+    clearTimeout(looking);
+    looking = setTimeout(() => {
+      if (document.hidden) return lookAgain(ms);
+      conversation.more();
+      if (quick?.live) lookAgain(LOOK_AGAIN);
+    }, ms);
   }
 
   function showLate(part) {
@@ -1482,12 +1543,15 @@ function mount(root, ask, options = {}) {
   const hellos = [setTimeout(conversation.hello, 0), setTimeout(greet, HELLO_AGAIN)];
   return {
     update,
+    lookAgain,
     gone(text = GONE) {
       places.alert.hidden = false;
       setText(places.alert, text);
     },
     destroy() {
       hellos.forEach(clearTimeout);
+      clearTimeout(looking);
+      endTour?.();
       conversation.end();
       observer.disconnect();
       root.replaceChildren();

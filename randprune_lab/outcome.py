@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,18 @@ def conclude(folder: str | Path, beside: Sequence[Path] = ()) -> Path:
         card = model_card(store.story(folder), config, benefit, auto_class=auto_class)
         write_atomically(folder / "model" / "README.md", card)
     return write_report(folder, beside)
+
+
+def group_of(folder: str | Path) -> list[Path]:
+    """The other runs of a run's group that lie beside it, oldest first; damaged ones are passed over."""
+    folder = Path(folder).resolve()
+    group = store.read_config(folder).group
+    others = []
+    for other in store.run_folders(folder.parent) if group else []:
+        with contextlib.suppress(Exception):  # whatever is wrong with its files
+            if store.read_config(other).group == group and other != folder and store.summary(other):
+                others.append(other)
+    return others
 
 
 def measure_run(folder: Path, config: RunConfig) -> Benefit:

@@ -318,9 +318,10 @@ def agreement_chart(matrix: Sequence[Sequence[float]], labels: Sequence[str]) ->
         for row, line in zip(labels, matrix, strict=True)
         for column, value in zip(labels, line, strict=True)
     ]
+    fits = len(labels) <= 10 and max(map(len, labels), default=0) <= 8
     base = of_rows(cells).encode(
-        x=alt.X("column:N", sort=None, title="mask", axis=alt.Axis(labelAngle=0 if len(labels) <= 10 else -45)),
-        y=alt.Y("row:N", sort=None, title="mask"),
+        x=alt.X("column:N", sort=None, title="mask", axis=alt.Axis(labelAngle=0 if fits else -45, labelLimit=260)),
+        y=alt.Y("row:N", sort=None, title="mask", axis=alt.Axis(labelLimit=260)),
     )
     legend = alt.Legend(orient="right", labelExpr=_SHARE_LABEL, title="kept by both (%)", gradientLength=200)
     scale = alt.Scale(scheme="cividis", domain=[min(low, 0.999), 1])

@@ -67,7 +67,7 @@ class _Run:
     @classmethod
     def read(cls, folder: Path) -> _Run:
         summary = store.summary(folder)
-        return cls(folder, summary.config, summary.status, store.story(folder), "this run")
+        return cls(folder, store.read_config(folder), summary.status, store.story(folder), "this run")
 
     def all(self, kind: type[EventT]) -> list[EventT]:
         return [event for event in self.events if isinstance(event, kind)]

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from randprune_lab import store
-from randprune_lab.events import RunStarted
+from randprune_lab.events import CandidateScored, Event, MaskChosen, RunStarted, StageStarted
 from randprune_lab.histogram import MagnitudeHistogram, check_weight
 from randprune_lab.masks import unpack
 from randprune_lab.models import prunable_weights, weight_files
@@ -73,6 +73,21 @@ class Layer:
         return MagnitudeHistogram.of(self.weight, alive=self.alive)
 
 
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """The masks of a stage, as far as short trainings have judged them (EMEP).
+
+    Attributes:
+        asked: how many are to be judged; 0: no such stage has begun.
+        scores: by number of the candidate; None: it failed.
+        winner: the number of the one that was chosen; None: not yet.
+    """
+
+    asked: int = 0
+    scores: Mapping[int, float | None] = dataclasses.field(default_factory=dict)
+    winner: int | None = None
+
+
 class Source(Protocol):
     """Weights by name and, where there are several, by moment."""
 
@@ -101,6 +116,10 @@ class Source(Protocol):
         """With what settings masks were drawn at ``stage``, by field of ExploreState; empty where nothing was drawn."""
         ...
 
+    def scores(self, stage: int) -> Judged:
+        """What a run has found out about the masks of ``stage`` by now; nothing else has judged any."""
+        ...
+
 
 def open_source(model: nn.Module | Mapping[str, Tensor] | Tensor | str | Path) -> Source:
     """Weights to look at.
@@ -125,7 +144,7 @@ def open_source(model: nn.Module | Mapping[str, Tensor] | Tensor | str | Path) -
         raise ValueError(f"{text!r}: no path. Pass a folder of safetensors, a run's folder or a Hub id.")
     path = Path(model)
     try:
-        is_run = (path / "events.jsonl").is_file()
+        is_run = any((path / name).is_file() for name in ("events.jsonl", "status.json"))  # one that waits has no events
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error}). Pass a folder that you may read.") from error
     if not is_run:
@@ -193,6 +212,10 @@ class MemorySource:
         """Nothing was drawn."""
         return {}
 
+    def scores(self, stage: int) -> Judged:
+        """Nothing was judged."""
+        return Judged()
+
 
 class CheckpointSource:
     """Safetensors: a file, a folder with one or many, or a Hub id (downloaded into the Hub's cache)."""
@@ -225,6 +248,10 @@ class CheckpointSource:
         """Nothing was drawn."""
         return {}
 
+    def scores(self, stage: int) -> Judged:
+        """Nothing was judged."""
+        return Judged()
+
 
 class RunSource:
     """A run's folder: the dense network, and the weights before and after the mask of each stage.
@@ -242,6 +269,8 @@ class RunSource:
         ends, _ = store.stage_checkpoints(folder)
         if started is None or not ends:
             raise ValueError(f"{folder}: this run has no weights to look at yet. Wait for its dense network.")
+        self._draws_here = not started.device.startswith("cuda")  # there the same seed draws other masks
+        self._judged: tuple[Hashable, dict[int, Judged]] = (None, {})
         shapes = dict(_floats_of(next(iter(ends.values())), "model."))
         _refuse_nothing(str(folder), shapes)
         # Parameter order, not the file's: in global scope the tensors are one vector in that order.
@@ -298,6 +327,30 @@ class RunSource:
         settings |= {"sparsity": config.stages[stage - 1], "candidates": min(config.candidates, MOST_CANDIDATES)}
         target = config.target_of(stage)
         return settings if target is None else {**settings, "target_ir": target}
+
+    def scores(self, stage: int) -> Judged:
+        """Read from the journal when it has grown. Masks that cannot be drawn here (of a CUDA device) have none."""
+        journal = _stamp(self._folder / "events.jsonl")
+        if self._judged[0] != journal:
+            self._judged = journal, dict(_judged(store.story(self._folder)))
+        return self._judged[1].get(stage, Judged()) if self._draws_here else Judged()
+
+
+def _judged(events: Iterable[Event]) -> Iterator[tuple[int, Judged]]:
+    """By stage; the latest of each stage counts."""
+    judged = Judged()
+    for event in events:
+        match event:
+            case StageStarted():
+                judged = Judged(len(event.candidates))
+            case CandidateScored():
+                score = event.selection.metric if event.selection and event.failed is None else None
+                judged = dataclasses.replace(judged, scores={**judged.scores, event.candidate: score})
+            case MaskChosen():
+                judged = dataclasses.replace(judged, winner=event.winner)
+            case _:
+                continue
+        yield event.stage, judged
 
 
 def prunable_names(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:

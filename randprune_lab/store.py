@@ -7,6 +7,7 @@
     histograms/N-masked.json  the same, as stage N's mask left them, before the fine-tuning
     model/                    the finished network; for transformers with all that from_pretrained needs
     benefit.json              what sparsity bought, measured when the run was over
+    status.json, cancel, log.txt, note.txt   of the process that works on it, and of people: see status.py and jobs.py
 
 Nothing here knows the engine: old runs open without it.
 """
@@ -21,7 +22,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from randprune_lab.config import RunConfig
+from randprune_lab.config import FREE, RunConfig
 from randprune_lab.events import (
     CandidateScored,
     Checkpoint,
@@ -48,12 +49,13 @@ from randprune_lab.events import (
     Warned,
     from_json,
 )
-from randprune_lab.files import write_atomically
+from randprune_lab.files import is_held, reason_of, write_atomically
 from randprune_lab.histogram import INFINITY_BIN, MagnitudeHistogram
 from randprune_lab.masks import unpack
 
 BOUNDARIES = ("scoring", "finished")  # phases whose checkpoints lie between two stages
 _KEPT = 2  # checkpoints inside a stage: the newest may be damaged
+_BESIDE = (".lock", ".reserve", "status.json", "cancel", "log.txt", "note.txt")  # what a run finds in its new folder
 
 
 def runs_folder() -> Path:
@@ -73,6 +75,11 @@ def new_folder(config: RunConfig, *, parent: Path | None = None) -> Path:
             folder.mkdir()
             break
     return folder
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write a run's config.json, from its configuration as plain values."""
+    write_atomically(folder / "config.json", json.dumps(config, indent=2))
 
 
 def record(folder: str | Path, stream: Iterator[Event | Checkpoint]) -> Iterator[Event]:
@@ -102,6 +109,8 @@ def _record(folder: Path, stream: Iterator[Event | Checkpoint]) -> Iterator[Even
     lines, resumed = _mend(journal), False
     with contextlib.closing(stream), journal.open("a", encoding="utf-8") as file:  # type: ignore[type-var]
         for item in stream:
+            if not journal.is_file():
+                raise ValueError(f"{folder}: was deleted or moved while the run was going on. It ends here.")
             if isinstance(item, Checkpoint):
                 os.fsync(file.fileno())  # a checkpoint must not outlive the events that it stands on
                 _save(folder, item, lines)
@@ -118,7 +127,7 @@ def _record(folder: Path, stream: Iterator[Event | Checkpoint]) -> Iterator[Even
                 resumed = True
             elif isinstance(item, RunStarted) and not resumed:
                 _refuse_occupied(folder, item)
-                write_atomically(folder / "config.json", json.dumps(item.config, indent=2))
+                write_config(folder, item.config)
             file.write(json.dumps({"time": round(time.time(), 3), **item.to_json()}) + "\n")
             file.flush()
             lines += 1
@@ -139,13 +148,21 @@ def _mend(journal: Path) -> int:
 
 def _refuse_occupied(folder: Path, start: RunStarted) -> None:
     """A new run wants a folder of its own; one that was killed before it had said a word may begin again."""
-    found = [path for path in folder.iterdir() if path.name not in (".lock", "events.jsonl")]
+    found = {path.name for path in folder.iterdir()}.difference(_BESIDE, {"events.jsonl", "config.json"})
     started = (folder / "events.jsonl").stat().st_size > 0
-    config = folder / "config.json"
-    if not started and found == [config] and config.read_text() == json.dumps(start.config, indent=2):
-        return
-    if started or found:
+    if started or found or not _is_its_config(folder / "config.json", start.config):
         raise ValueError(f"{folder}: is not empty. Pass a new folder, or resume the run that is in it.")
+
+
+def _is_its_config(path: Path, config: Mapping[str, Any]) -> bool:
+    """The file is not there, or holds ``config`` but for what changes no result."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (ValueError, OSError, RecursionError):
+        return False
+    return isinstance(found, dict) and {**found, **dict.fromkeys(FREE)} == {**config, **dict.fromkeys(FREE)}
 
 
 def _lines(folder: Path) -> list[Event]:
@@ -158,7 +175,7 @@ def _lines(folder: Path) -> list[Event]:
     for number, line in enumerate(lines, start=1):
         try:
             events.append(from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{journal}: line {number} is damaged ({error!r}). Restore the file, or run anew."
             ) from error
@@ -192,7 +209,7 @@ def read_config(folder: str | Path) -> RunConfig:
     try:
         return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error).split(" [type=")[0]
         raise ValueError(f"{path}: is no configuration of a run ({reason}). Restore it, or run anew.") from error
 
 
@@ -399,11 +416,16 @@ def stage_table(folder: str | Path) -> list[dict[str, Any]]:
     None for the dense network; ``samples`` is M, or its range over the tensors, as text; ``score`` is that of the
     reported split by ``metric``, the name of the task's own measure.
     """
+    return stage_rows(story(folder))
+
+
+def stage_rows(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """The same from a run's ``story``, of which there may be a beginning only."""
     rows: list[dict[str, Any]] = []
     prunable = parameters = 0
     metric = "accuracy"
     chosen: dict[str, Any] = {}
-    for event in story(folder):
+    for event in events:
         match event:
             case RunStarted():
                 prunable, parameters = sum(event.prunable.values()), event.parameters
@@ -435,10 +457,13 @@ def stage_table(folder: str | Path) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """One line of ``randprune runs``. ``status``: running, finished, stopped (it can be resumed) or damaged."""
+    """A run's files in one line. ``status``: running, finished, stopped (it can be resumed) or damaged.
+
+    Whether a process waits, stops or has failed, ``jobs.status`` knows. ``config`` is None where it cannot be read.
+    """
 
     folder: Path
-    config: RunConfig
+    config: RunConfig | None
     status: str
     stages_done: int
     sparsity: float | None
@@ -446,16 +471,37 @@ class RunSummary:
 
 
 def runs(parent: Path | None = None) -> list[RunSummary]:
-    """All runs of a folder, oldest first; what is no run is passed over."""
-    found = []
-    for path in sorted((parent or runs_folder()).glob("*/config.json")):
+    """All runs of a folder, oldest first, damaged ones too; what is no run is passed over."""
+    return [_summary_of(folder) for folder in run_folders(parent)]
+
+
+def run_folders(parent: Path | None = None) -> list[Path]:
+    """The folders of all runs, oldest first; what is no run is passed over."""
+    try:
+        return sorted(path for path in (parent or runs_folder()).iterdir() if is_run(path))
+    except OSError:  # there is no such folder, or it is not ours to read
+        return []
+
+
+def is_run(folder: Path) -> bool:
+    """A run is here: its journal or its process's status, or at least its configuration."""
+    if any(os.path.lexists(folder / name) for name in ("events.jsonl", "status.json")):
+        return True
+    with contextlib.suppress(ValueError, OSError):
+        read_config(folder)
+        return True
+    return False
+
+
+def _summary_of(folder: Path) -> RunSummary:
+    """The same as ``summary``, whatever lies in the folder."""
+    try:
+        return summary(folder)
+    except Exception:  # of a file that somebody else wrote, anything may be wrong
+        config = None
         with contextlib.suppress(ValueError, OSError):
-            config = read_config(path.parent)
-            try:
-                found.append(summary(path.parent))
-            except (ValueError, OSError):
-                found.append(RunSummary(path.parent, config, "damaged", 0, None, None))
-    return found
+            config = read_config(folder)
+        return RunSummary(folder, config, "damaged", 0, None, None)
 
 
 def summary(folder: Path) -> RunSummary:
@@ -464,7 +510,7 @@ def summary(folder: Path) -> RunSummary:
     done = [event for event in told if event.kind == "stage_finished"]
     finished = any(event.kind == "run_finished" for event in told)
     last: Any = done[-1] if done else None
-    status = "finished" if finished else "running" if _locked(folder) else "stopped"
+    status = "finished" if finished else "running" if is_held(folder / ".lock") else "stopped"
     return RunSummary(
         folder,
         read_config(folder),
@@ -473,13 +519,3 @@ def summary(folder: Path) -> RunSummary:
         last.sparsity if last else None,
         last.test.metric if last else None,
     )
-
-
-def _locked(folder: Path) -> bool:
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return True
-    lock.release()
-    return False

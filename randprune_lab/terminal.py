@@ -22,15 +22,20 @@ if TYPE_CHECKING:
     from randprune_lab.config import RunConfig
     from randprune_lab.packing import PackedSizes
     from randprune_lab.state import ExploreState
+    from randprune_lab.status import Status
+    from randprune_lab.store import RunSummary
     from randprune_lab.tensors import TensorRow
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # what a wrong command line raises
 
 
-def say(text: str, *, error: bool = False) -> None:
-    """A line of text, on standard output or as an ``error`` on the other one."""
+def say(text: str, *, error: bool = False, whole: bool = False) -> None:
+    """A line of text, on standard output or as an ``error`` on the other one.
+
+    ``whole``: it is not broken where the window ends, so that a command in it can be copied.
+    """
     console = Console(stderr=True, highlight=False, soft_wrap=True) if error else _console()
-    console.print(_printable(text), markup=False)
+    console.print(_printable(text), markup=False, soft_wrap=whole or error)
 
 
 def complain(error: Exception) -> None:
@@ -140,6 +145,37 @@ def print_runs(
         say(f"{label}: {folder} (report.html, model/)")
     if others:
         say("One seed, an illustration: `randprune bench --claims` runs ten.")
+
+
+def print_listing(title: str, found: Sequence[tuple[RunSummary, Status]]) -> None:
+    """The runs of a folder, and why those failed that did."""
+    cells = [
+        (
+            run.folder.name,
+            shown_state(status),
+            *(
+                (run.config.task, run.config.control or run.config.method, str(run.config.seed))
+                if run.config
+                else "???"
+            ),
+            f"{run.stages_done} of {len(run.config.stages)}" if run.config else "",
+            "" if run.sparsity is None else f"{run.sparsity:.4f}",
+            "" if run.score is None else f"{run.score:.1%}",
+        )
+        for run, status in found
+    ]
+    print_table(title, ("run", "status", "task", "method", "seed", "stages", "sparsity", "score"), cells)
+    for run, status in found:
+        if status.message and not status.is_live:
+            say(f"{run.folder.name}: {status.message}", whole=True)
+
+
+def shown_state(status: Status) -> str:
+    """A run's state, with the place of one that is queued."""
+    if status.position is None:
+        return status.state
+    ordinal = {1: "next", 2: "2nd", 3: "3rd"}.get(status.position, f"{status.position}th")
+    return f"{status.state}, {ordinal}"
 
 
 def print_tensors(model: str, state: ExploreState, rows: Sequence[TensorRow], *, draws: int) -> None:

@@ -3,17 +3,19 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from randprune_lab import bench, store
+from randprune_lab import bench, jobs, status, store
 from randprune_lab.checks import keep_count
 from randprune_lab.config import RunConfig
 from randprune_lab.masks import unpack
@@ -225,7 +227,7 @@ def test_help_needs_no_torch():
 def test_without_a_command_help_is_shown(command):
     code, out, err = command()
     assert (code, err) == (0, "")
-    for name in ("run", "resume", "runs", "report", "explore", "bench"):
+    for name in ("run", "resume", "stop", "runs", "report", "explore", "bench"):
         assert name in out
 
 
@@ -233,3 +235,116 @@ def test_threads_wait_passively():
     code = "import os, randprune_lab.cli; print(os.environ['OMP_WAIT_POLICY'])"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment).strip() == "PASSIVE"
+
+
+# ---- in the background
+
+
+def listed(command):
+    code, out, err = command("runs", "--json")
+    assert code == 0, err
+    return {Path(run["folder"]).name: run for run in json.loads(out)["runs"]}
+
+
+@pytest.fixture
+def waiting(monkeypatch, tmp_path):
+    """The folder of runs; its only slot is taken by this process, so that runs wait."""
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
+    monkeypatch.setenv("RANDPRUNE_SLOTS", "1")
+    (tmp_path / "taken").mkdir()
+    status.write(tmp_path / "taken", status.Record(state="running", queued_at=1, slot=0).of(psutil.Process()))
+    yield tmp_path
+    for record in status.all_live(tmp_path).values():
+        if record.pid != os.getpid():
+            status.kill(record.process())
+
+
+def test_runs_in_the_background_are_listed_stopped_and_resumed(waiting, command):
+    code, out, err = command("run", *SMALL, "--detach")
+    assert (code, err) == (0, "")
+    first, second = (Path(line.split(":")[0]) for line in out.splitlines()[:2])
+    assert ("queued, next" in out, "queued, 2nd" in out) == (True, True)
+    assert f"randprune stop {first.name} {second.name}" in out
+    code, _, err = command("run", *SMALL, "--detach")
+    assert code == 2
+    assert "the same run waits or works already" in err
+    assert first.name in err
+    assert [listed(command)[folder.name]["position"] for folder in (first, second)] == [1, 2]
+    code, out, _ = command("runs")
+    assert "queued, 2nd" in out
+    assert "imp-matched" in out
+    code, out, err = command("stop", first.name, second, "--json")
+    assert (code, err) == (0, "")
+    assert [run["status"] for run in json.loads(out)["runs"]] == ["stopped", "stopped"]
+    code, out, _ = command("stop", first.name)
+    assert code == 2
+    assert "stopped" in out
+    shutil.rmtree(waiting / "taken")
+    code, out, err = command("resume", second, "--detach", "--json")
+    assert code == 0, err
+    assert json.loads(out)["runs"][0]["folder"] == str(second)
+    assert jobs.wait(second, timeout=120).state == "finished"
+    assert listed(command)[second.name]["stages_done"] == 2
+    code, _, err = command("resume", second, "--detach")
+    assert code == 2
+    assert "is finished, there is nothing to resume" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--detach", "--track", "tensorboard"], ["--track", "foreground"]),
+        (["run", "--detach", "--task", "mnits"], ["task = 'mnits'", "digits"]),
+        (["run", "--detach", "--stages", "0.9,0.5"], ["rise strictly"]),
+        (["run", "--detach", "--model", "object"], ["Python"]),
+        (["resume", "nowhere", "--detach"], ["nowhere", "no run is there"]),
+        (["stop", "nowhere"], ["nowhere", "randprune runs"]),
+    ],
+)
+def test_what_cannot_run_in_the_background_is_one_red_line(arguments, words, command, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path / "runs"))
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1, err
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_in_the_foreground_is_stopped_from_elsewhere(tmp_path, command, monkeypatch):
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
+    program = [Path(sys.executable).with_name("randprune"), "run", *SMALL, "--max-epochs", "400", "--no-controls"]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and "mask_chosen" not in "".join(
+        path.read_text() for path in tmp_path.glob("*/events.jsonl")
+    ):
+        time.sleep(0.02)
+    ((name, run),) = listed(command).items()
+    assert run["status"] == "running"
+    code, _, err = command("resume", tmp_path / name)
+    assert code == 2
+    assert "another process works on this run" in err
+    code, out, err = command("stop", name)
+    assert (code, err) == (0, "")
+    assert f"{name}: stopped. Go on with: randprune resume" in out
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert f"Go on with: randprune resume {tmp_path / name}" in err
+
+
+def test_failed_and_damaged_runs_are_listed_with_their_reasons(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
+    code, _, err = command("run", *SMALL, "--learning-rate", "1e30", "--no-controls")
+    assert code == 2
+    (name,) = listed(command)
+    assert listed(command)[name]["status"] == "failed"
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.json").write_text("{")
+    (tmp_path / "bad" / "events.jsonl").touch()
+    code, out, _ = command("runs")
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith(f"{name}: ") and "learning" in line], (out, err)
+    assert [line for line in out.splitlines() if line.split()[:2] == ["bad", "damaged"]]
+    assert [line for line in out.splitlines() if line.startswith("bad: ") and "config.json" in line]

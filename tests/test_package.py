@@ -50,6 +50,7 @@ ROOMS = [
     "store",
     "card",
     "tracking",
+    "status",
     "jobs",
     "bench",
     "pace",
@@ -59,23 +60,37 @@ ROOMS = [
     "tensors",
     "candidates",
     "explorer",
+    "demo",
+    "dialogue",
     "figures",
     "charts",
     "pictures",
+    "curves",
     "report",
     "outcome",
+    "work",
+    "forms",
+    "estimate",
+    "journal",
+    "comparing",
+    "live",
+    "lessons",
     "page",
     "studies",
+    "places",
+    "about",
     "widgets",
+    "console",
     "terminal",
+    "serve",
     "cli",
 ]
 # Rooms of pure maths and plain data: no files, no networks.
 PURE = ["checks", "histogram", "keepcurve", "sampling", "schedules", "config", "state", "events"]
 
 PUBLIC = """
-ExploreState Explorer KeepCurve MagnitudeHistogram RunConfig Split Task candidate_generator controls cubic_stages
-explore introduced_randomness last_checkpoint magnitude_mask mask_sampler open_source power_for_ir prune
+ExploreState Explorer KeepCurve MagnitudeHistogram RunConfig Split Task candidate_generator compare controls cubic_stages
+explore history introduced_randomness last_checkpoint launch magnitude_mask mask_sampler open_source power_for_ir prune
 random_mask record
 samples_for_ir samples_for_ratio story
 """.split()  # noqa: SIM905, a word list

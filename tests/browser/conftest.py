@@ -1,4 +1,4 @@
-"""A real JupyterLab and a real Chromium, both on this machine alone."""
+"""A real JupyterLab, a real server of the app and a real Chromium, all on this machine alone."""
 
 import json
 import os
@@ -7,15 +7,20 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
+
+from randprune_lab import jobs
 
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 CHROMIUM_FLAGS += ["--disable-sync"]
 TOKEN = "browser-tests"
 START_SECONDS = 60
+MAIN = "from randprune_lab.cli import main; main()"  # the command line, whatever is on the path
 
 
 def chromium_path() -> str | None:
@@ -40,14 +45,27 @@ def browser():
         started.close()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def end(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class Lab:
     """JupyterLab in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         arguments = [
             "--no-browser",
             "--allow-root",
@@ -107,12 +125,7 @@ class Lab:
         return f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset&token={TOKEN}"
 
     def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process)
         self.log.close()
 
 
@@ -123,3 +136,72 @@ def lab(tmp_path_factory):
     started = Lab(tmp_path_factory.mktemp("lab"))
     yield started
     started.stop()
+
+
+class App:
+    """``randprune app`` in a folder of its own: runs, models and cache lie in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.runs, self.models = folder / "runs", folder / "models"
+        self.models.mkdir(parents=True, exist_ok=True)
+        self.env = {**os.environ, "RANDPRUNE_CACHE": str(folder / "cache"), "RANDPRUNE_RUNS": str(self.runs)}
+        self.start()
+
+    def start(self) -> None:
+        """Also after ``stop``: on the same port."""
+        folders = ["--runs", str(self.runs), "--models", str(self.models)]
+        self.log = (self.folder / "app.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", MAIN, "app", "--port", str(self.port), "--no-browser", *folders],
+            env=self.env,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        for _ in range(START_SECONDS * 5):
+            try:
+                with urllib.request.urlopen(self.address("_stcore/health"), timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        self.stop()
+        raise TimeoutError(self.said()[-2000:])
+
+    def address(self, page: str = "", **query: object) -> str:
+        return f"http://127.0.0.1:{self.port}/{page}{'?' if query else ''}{urllib.parse.urlencode(query)}"
+
+    def said(self) -> str:
+        return (self.folder / "app.log").read_text()
+
+    def memory(self) -> int:
+        """Bytes of it that are in memory."""
+        return psutil.Process(self.process.pid).memory_info().rss
+
+    def stop(self) -> None:
+        end(self.process)
+        self.log.close()
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory):
+    """The app, for all tests of a worker: one that stops it must make its own."""
+    if chromium_path() is None:
+        pytest.skip("no Chromium: install it (Debian: chromium), or name it in RANDPRUNE_CHROMIUM")
+    started = App(tmp_path_factory.mktemp("app"))
+    yield started
+    started.stop()
+    assert "Traceback" not in started.said()
+
+
+@pytest.fixture
+def own_app(tmp_path):
+    """An app of this test alone, with an empty runs folder; what still runs at the end is stopped."""
+    if chromium_path() is None:
+        pytest.skip("no Chromium: install it (Debian: chromium), or name it in RANDPRUNE_CHROMIUM")
+    started = App(tmp_path)
+    yield started
+    started.stop()
+    for folder in sorted(path.parent for path in started.runs.glob("*/config.json")):
+        if jobs.status(folder).is_live:
+            jobs.stop(folder)
+    assert "Traceback" not in started.said()

@@ -1,0 +1,82 @@
+"""What this lab runs on: versions, device, folders, slots, and what is at hand without a network."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from randprune_lab import jobs
+from randprune_lab.files import cache_folder
+from randprune_lab.places import Places
+
+PACKAGES = ("randprune-lab", "torch", "transformers", "datasets", "streamlit", "ipywidgets", "anywidget", "altair")
+GLUE = "nyu-mll/glue"
+
+
+def facts(places: Places) -> list[dict[str, str]]:
+    """Versions, device, folders and slots, a row each: what, value."""
+    free = shutil.disk_usage(_existing(places.runs)).free
+    rows = {f"version of {name}": _version(name) for name in PACKAGES}
+    rows["Python"] = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    rows["device"] = _device()
+    rows["runs at a time (slots)"] = f"{jobs.slots()} (GPUs, or 1; RANDPRUNE_SLOTS sets it)"
+    rows["runs are written to"] = f"{places.runs.absolute()} ({free / 1e9:.1f} GB free)"
+    folders = ", ".join(str(folder.absolute()) for folder in places.models)
+    rows["models and data are read from"] = folders or "no folder: start with randprune app --models FOLDER"
+    rows["kept results (cache)"] = str(cache_folder())
+    return [{"what": what, "value": value} for what, value in rows.items()]
+
+
+def offline(places: Places) -> list[dict[str, str]]:
+    """What can be run without a network, a row each: what, at hand ("yes", "no"), why. Nothing is fetched."""
+    rows = [
+        ("task digits, models mlp and tiny-vit", True, "come with scikit-learn, and are made here"),
+        ("task sentences, model tiny-bert", True, "generated and made here"),
+        ("GLUE", *_glue(places)),
+    ]
+    rows += [(f"model {name}", True, "in the Hub's cache") for name in sorted(_cached("model"))]
+    models = [name for name in places.names() if name.startswith("models/")]
+    rows.append(("models below the models folders", bool(models), ", ".join(models[:12]) or "none"))
+    asked = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    rows.append(("the Hub is left alone", asked, "HF_HUB_OFFLINE is set" if asked else "HF_HUB_OFFLINE=1 forbids it"))
+    return [{"what": what, "at hand": "yes" if there else "no", "why": why} for what, there, why in rows]
+
+
+def _glue(places: Places) -> tuple[bool, str]:
+    folders = [f"models/{path.name}" for root in places.models for path in root.glob("*glue*") if path.is_dir()]
+    if folders:
+        return True, f"as dataset {folders[0]}"
+    there = GLUE in _cached("dataset")
+    return there, f"{GLUE}, in the Hub's cache" if there else f"{GLUE} would be fetched from the Hub"
+
+
+def _cached(kind: str) -> Iterator[str]:
+    """Ids in the Hub's cache, by the names of its folders: a scan of all its files takes long."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for path in Path(HF_HUB_CACHE).glob(f"{kind}s--*"):
+        if any(path.glob("snapshots/*")):
+            yield path.name.removeprefix(f"{kind}s--").replace("--", "/")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> str:
+    names: list[Any] = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+    return ", ".join(names) or f"CPU, {os.cpu_count()} cores"
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -1,0 +1,255 @@
+"""The app as a new user meets it, in a real browser: look, launch, watch, reload, stop, resume, compare, download."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from randprune_lab import RunConfig, jobs, store
+
+SECONDS = 1000  # milliseconds
+RUN_TIMEOUT = 90 * SECONDS
+
+
+@pytest.fixture
+def page(browser):
+    """A new browser; at the end it has asked nobody but this machine, and no script has failed."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+    requests, errors = [], []
+    context.on("request", lambda request: requests.append(request.url))
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    yield context.new_page()
+    context.close()
+    assert errors == []
+    local = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "file:")
+    assert [url for url in requests if not url.startswith(local)] == []
+
+
+def wait_for_badge(page, *states: str, timeout: int = RUN_TIMEOUT) -> str:
+    """Wait until the run on screen is in one of these states."""
+    badge = page.locator("[data-testid=stMarkdownBadge], .stMarkdownBadge").first
+    pattern = re.compile("|".join(rf"{state}\s*$" for state in states))
+    page.wait_for_function(
+        "pattern => [...document.querySelectorAll('.stMarkdownBadge, [data-testid=stMarkdownBadge]')]"
+        ".some(badge => new RegExp(pattern).test(badge.innerText))",
+        arg=pattern.pattern,
+        timeout=timeout,
+    )
+    return badge.inner_text()
+
+
+def wait_for_status(folder: Path, *states: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while jobs.status(folder).state not in states:
+        assert time.monotonic() < until, (jobs.status(folder), states)
+        time.sleep(0.1)
+
+
+def test_a_new_user(own_app, page, tmp_path):
+    page.goto(own_app.address())
+    slider = page.locator("input[type=range][data-field=sparsity]")
+    slider.wait_for(timeout=60 * SECONDS)  # the lab trains the demo's network first
+    first = slider.input_value()
+    moved = {first}
+    for _ in range(40):
+        moved.add(slider.input_value())
+        page.wait_for_timeout(100)
+    assert len(moved) > 3, "the first panel does not move"
+
+    page.get_by_role("link", name=re.compile("prune this network for real")).click()
+    start = page.get_by_role("button", name=re.compile(r"Start 2 runs"))
+    start.wait_for()
+    page.get_by_text(re.compile(r"Each run: about .* measured just now")).wait_for(timeout=60 * SECONDS)
+    page.get_by_text("The same from a terminal").click()
+    command = page.locator("[data-testid=stCode]").first.inner_text().splitlines()[0]
+    start.click()
+    page.wait_for_url("**/run?run=*")
+    name = re.search(r"run=([\w-]+)", page.url)[1]
+    folder = own_app.runs / name
+    wait_for_badge(page, "running")
+
+    page.get_by_text(re.compile(r"[Ss]tage 2")).first.wait_for(timeout=RUN_TIMEOUT)  # stages arrive ...
+    before = [event for event in store.story(folder) if event.kind == "stage_finished"]
+    page.reload()
+    wait_for_badge(page, "running", "finished")
+    assert name in page.url
+    stop = page.get_by_role("button", name="Stop")
+    if stop.count():
+        stop.click()
+    wait_for_badge(page, "stopped")
+    after = [event for event in store.story(folder) if event.kind == "stage_finished"]
+    assert after[: len(before)] == before
+    page.get_by_role("button", name="Resume").click()
+    wait_for_badge(page, "finished")
+
+    # ... and the result is that of the same run from the command line
+    elsewhere = tmp_path / "elsewhere"
+    words = [*shlex.split(command), "--no-controls"]
+    assert words[0] == "randprune"
+    subprocess.run(
+        [Path(sys.executable).with_name("randprune"), *words[1:]],
+        env={**os.environ, "RANDPRUNE_RUNS": str(elsewhere)},
+        check=True,
+        capture_output=True,
+        timeout=180,
+    )
+    (other,) = (path.parent for path in elsewhere.glob("*/config.json"))
+    assert store.stage_table(other) == store.stage_table(folder)
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (folder, other))
+    assert all(ours[key].equal(theirs[key]) for key in theirs)
+    final = store.stage_table(folder)[-1]["score"]
+    page.get_by_text(f"{100 * final:.1f}").first.wait_for()
+
+    # beside its control
+    (control,) = (path.parent for path in own_app.runs.glob("*imp-matched*/config.json"))
+    jobs.wait(control, timeout=180)
+    assert jobs.status(control).state == "finished"
+    page.reload()
+    page.get_by_role("link", name=re.compile("Compare the 2 runs")).click()
+    page.wait_for_url("**/compare?runs=*")
+    page.get_by_text("one seed", exact=False).first.wait_for()
+    page.locator("[data-testid=stVegaLiteChart] svg, [data-testid=stVegaLiteChart] canvas").first.wait_for()
+
+    page.goto(own_app.address("run", run=name))
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="Report").click()
+    report = tmp_path / "downloaded.html"
+    downloading.value.save_as(report)
+    page.goto(report.as_uri())
+    assert "Stage by stage" in page.inner_text("body")
+    assert "imp-matched" in page.inner_text("body")  # the control ended later, and the report knows it
+
+
+@pytest.fixture
+def two_jobs(own_app, monkeypatch):
+    """A run that works for a long time, and one that waits behind it."""
+    monkeypatch.setenv("RANDPRUNE_SLOTS", "1")
+    config = RunConfig(dense_epochs=3, max_epochs=100_000, candidates=2, stages=(0.5, 0.9))
+    running = jobs.start(config, parent=own_app.runs)
+    queued = jobs.start(config.model_copy(update={"seed": 1}), parent=own_app.runs)
+    wait_for_status(running, "running")
+    while not any(event.kind == "mask_chosen" for event in store.story(running)):
+        time.sleep(0.1)
+    assert jobs.status(queued).state == "queued"
+    return running, queued
+
+
+def move_a_slider(app, page, running, _):
+    page.goto(app.address("explore", model=f"runs/{running.name}"))
+    slider = page.locator("input[type=range][data-field=sparsity]")
+    slider.focus()
+    before = page.locator(".rp-root").get_attribute("data-answers")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("before => document.querySelector('.rp-root').dataset.answers !== before", arg=before)
+    return "running", "queued"
+
+
+def reload(app, page, running, queued):
+    for folder in (running, queued):
+        page.goto(app.address("run", run=folder.name))
+        wait_for_badge(page, "running", "queued")
+        page.reload()
+        wait_for_badge(page, "running", "queued", timeout=10 * SECONDS)
+    return "running", "queued"
+
+
+def close_the_tab(app, page, running, _):
+    other = page.context.new_page()
+    other.goto(app.address("run", run=running.name))
+    wait_for_badge(other, "running")
+    other.close()
+    return "running", "queued"
+
+
+def stop_in_a_second_tab(app, page, running, queued):
+    """The first tab sees what the second does; and the one that waited gets its turn."""
+    page.goto(app.address("run", run=running.name))
+    other = page.context.new_page()
+    other.goto(app.address("run", run=running.name))
+    for tab in (page, other):
+        wait_for_badge(tab, "running")
+    other.get_by_role("button", name="Stop").click()
+    for tab in (page, other):
+        wait_for_badge(tab, "stopped", timeout=10 * SECONDS)
+    wait_for_status(queued, "running", seconds=10)
+    for tab in (page, other):  # both want it back: one puts it into the queue, the other is told so or sees it
+        button = tab.get_by_role("button", name="Resume")
+        if button.count():
+            button.click()
+    for tab in (page, other):
+        wait_for_badge(tab, "queued", timeout=10 * SECONDS)
+    return "queued", "running"
+
+
+def kill_the_server(app, page, running, _):
+    page.goto(app.address("run", run=running.name))
+    wait_for_badge(page, "running")
+    app.process.kill()
+    app.process.wait()
+    app.start()
+    page.goto(app.address("run", run=running.name))
+    wait_for_badge(page, "running", timeout=10 * SECONDS)
+    return "running", "queued"
+
+
+def kill_the_jobs(app, page, running, queued):
+    for folder in (queued, running):
+        os.kill(jobs.status(folder).pid, signal.SIGKILL)
+    for folder in (running, queued):
+        page.goto(app.address("run", run=folder.name))
+        wait_for_badge(page, "interrupted", timeout=10 * SECONDS)
+        page.get_by_role("button", name="Resume").click()
+        wait_for_badge(page, "running", "queued", timeout=20 * SECONDS)
+    return "running", "queued"
+
+
+@pytest.mark.parametrize(
+    "what", [move_a_slider, reload, close_the_tab, stop_in_a_second_tab, kill_the_server, kill_the_jobs]
+)
+def test_nothing_is_lost(own_app, page, two_jobs, what):
+    """The kill matrix: whatever happens, to a run that works and to one that waits."""
+    running, queued = two_jobs
+    before = store.story(running)
+    states = what(own_app, page, running, queued)
+    for folder, state in zip(two_jobs, states, strict=True):
+        wait_for_status(folder, state, seconds=10)
+    until = time.monotonic() + 60
+    whole = [event for event in before if event.kind != "epoch_finished"]
+    while time.monotonic() < until:  # what was done before still stands, and the one that has its turn gets on
+        after = [event for event in store.story(running) if event.kind not in ("epoch_finished", "resumed")]
+        works = running if states[0] == "running" else queued
+        if after[: len(whole)] == whole and len(store.story(works)) > (len(before) if works == running else 3):
+            break
+        time.sleep(0.2)
+    else:
+        pytest.fail("the runs do not go on")
+    page.goto(own_app.address("history"))
+    page.get_by_text("2 runs").first.wait_for()
+
+
+BAD_NAMES = ["../../etc/passwd", "/etc/passwd", "..", "no-such-run", "a/../../b", "%00", "<script>alert(1)</script>"]
+
+
+def test_nothing_outside_its_folders_is_shown(app, page):
+    """As a run, a model, a config to start from, a comparison: refused in one sentence."""
+    for name in BAD_NAMES:
+        for address in (
+            app.address("run", run=name),
+            app.address("run", launch=1, model=name),
+            app.address("explore", model=name),
+            app.address("explore", model=f"runs/{name}"),
+            app.address("explore", model=f"models/{name}"),
+            app.address("compare", runs=name),
+        ):
+            page.goto(address)
+            page.locator("[data-testid=stAlert], .rp-notice.rp-error").first.wait_for(timeout=20 * SECONDS)
+            text = page.inner_text("body")
+            assert "root:" not in text
+            assert "Traceback" not in text

@@ -1,0 +1,52 @@
+"""What the About page says is true of this machine, and nothing is fetched to find it out."""
+
+import importlib.metadata
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from randprune_lab import jobs
+from randprune_lab.about import facts, offline
+from randprune_lab.places import Places
+
+
+def values(rows, column):
+    return {row["what"]: row[column] for row in rows}
+
+
+def test_versions_folders_and_slots(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANDPRUNE_SLOTS", "3")
+    said = values(facts(Places(tmp_path / "not" / "yet", (tmp_path,))), "value")
+    assert said["version of torch"] == importlib.metadata.version("torch")
+    assert said["runs at a time (slots)"].startswith(f"{jobs.slots()} ")
+    assert str(tmp_path / "not" / "yet") in said["runs are written to"]
+    assert said["models and data are read from"] == str(tmp_path)
+    assert "--models" in values(facts(Places(tmp_path)), "value")["models and data are read from"]
+
+
+def test_what_is_at_hand(tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    (hub / "models--org--encoder" / "snapshots" / "abc").mkdir(parents=True)
+    (hub / "models--org--broken").mkdir()  # a download that never ended
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = values(offline(Places(tmp_path)), "at hand")
+    assert before["task digits, models mlp and tiny-vit"] == before["model org/encoder"] == "yes"
+    assert before["GLUE"] == before["models below the models folders"] == "no"
+    assert "model org/broken" not in before
+    assert before["the Hub is left alone"] == "yes"
+    (tmp_path / "models" / "glue").mkdir(parents=True)
+    save_file({"weight": torch.ones(2, 2)}, tmp_path / "models" / "mine.safetensors")
+    after = offline(Places(tmp_path, (tmp_path / "models",)))
+    assert values(after, "why")["GLUE"] == "as dataset models/glue"
+    assert "models/mine.safetensors" in values(after, "why")["models below the models folders"]
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert values(offline(Places(tmp_path)), "at hand")["the Hub is left alone"] == "no"
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets"])
+def test_glue_in_the_cache_counts(tmp_path, monkeypatch, kind):
+    (tmp_path / f"{kind}--nyu-mll--glue" / "snapshots" / "abc").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert values(offline(Places(tmp_path)), "at hand")["GLUE"] == ("yes" if kind == "datasets" else "no")
