@@ -261,4 +261,5 @@ def _start(runs: list[RunConfig]) -> None:
     except (ValueError, OSError) as error:
         said(error)
         return
+    st.session_state.pop("launch asked")[1].cancel()  # it would only slow the run down
     open_page("run", run=folders[0].name)

@@ -227,7 +227,8 @@ def _tell_started(folders: list[Path], *, as_json: bool) -> None:
     for folder, status in found.items():
         say(f"{folder}: {shown_state(status)}", whole=True)
     names = " ".join(shlex.quote(folder.name) for folder in folders)
-    say(f"Works also when this terminal is closed. Watch: randprune runs. Stop: randprune stop {names}")
+    say("In the background, also when this terminal is closed. Watch: randprune runs")
+    say(f"Stop: randprune stop {names}", whole=True)
 
 
 def _status_row(status: Status) -> dict[str, Any]:

@@ -42,6 +42,12 @@ class _Run:
     def what(self) -> str:
         return self.config.control or self.config.method
 
+    @property
+    def data(self) -> str:
+        """The data set, where the task does not bring its own."""
+        brings = self.config.task != "text" and not self.config.task.startswith("glue/")
+        return "" if brings else self.config.dataset
+
     def stages(self) -> dict[float, int]:
         """The stage that is pruned to each sparsity."""
         return {sparsity: stage for stage, sparsity in enumerate(self.config.stages, start=1)}
@@ -137,7 +143,7 @@ def _problem(runs: list[_Run]) -> str:
     """Why scores do not compare."""
     if not runs:
         return "No run is chosen."
-    tasks = dict.fromkeys((run.config.task, run.config.dataset, run.metric) for run in runs)
+    tasks = dict.fromkeys((run.config.task, run.data, run.metric) for run in runs)
     if len(tasks) < 2:
         return ""
     told = ", ".join(f"{task} {shown_name(data)} ({METRICS.get(metric, metric)})" for task, data, metric in tasks)

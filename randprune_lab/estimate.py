@@ -42,6 +42,7 @@ from randprune_lab.training import Phase, Session, telling_of_memory, train_epoc
 ROUNDS = 3  # stretches of steps that are timed, after one step that warms up; the median counts
 STRETCH = 0.2  # seconds that a stretch takes, or one step
 LONGEST_WAIT = 600.0  # seconds after which nobody waits any longer
+EVALUATED = 128  # texts of an evaluation's batch
 LONGEST = 1000  # characters of a problem
 
 
@@ -123,18 +124,16 @@ class _Plan:
         run.masks, run.optimizer = mask, phase.state()
         kept = self.files()
         run.optimizer = {}
-        del phase
-        teaching, judging, memory = 0.0, 0.0, 0
+        pair: list[Phase] = []
+        teaching, judging = 0.0, 0.0
         if self.candidates > 1:
             pair = [Phase(session, "emep", 1, mask, still, copy.deepcopy(session.model)) for _ in range(2)]
             both = self.step("emep", pair)
             teaching = self.teaching()
             judging = max(both - teaching, 0.0) / 2
-            memory = self.memory(2)
-            del pair
-        else:
-            memory = self.memory(0)
         score = self.scoring()
+        self.take_longest(phase)
+        memory = self.memory(len(pair))
         decide = score * len(session.deciding_split)
         report = score * sum(len(split) for name, split in session.task.splits.items() if name != "train")
         waves = math.ceil(self.candidates / self.wave())
@@ -237,6 +236,18 @@ class _Plan:
         return max(all_ - one, 0.0) / max(len(texts) - 1, 1) * self.session.rows_of("dense")
 
     # ---- how large
+
+    def take_longest(self, phase: Phase) -> None:
+        """A step and an evaluation with the longest texts, which take most memory."""
+        task, session = self.session.task, self.session
+        if not isinstance(task.train.inputs, Tokens):
+            return
+        rows = task.train.inputs.longest(self.config.batch_size)
+        batch, labels = task.train.batch(rows)
+        phase.step(0, batch, labels, None if session.teacher is None else session.teacher.features(batch, rows))
+        inputs: Any = session.deciding_split.inputs
+        with torch.no_grad(), session.accelerator.autocast():
+            session.model.eval()(**inputs[inputs.longest(EVALUATED)])
 
     def files(self) -> _Kept:
         """A checkpoint with the optimizer's state is made in memory, to see what it takes and how large it is."""

@@ -144,7 +144,7 @@ def open_source(model: nn.Module | Mapping[str, Tensor] | Tensor | str | Path) -
         raise ValueError(f"{text!r}: no path. Pass a folder of safetensors, a run's folder or a Hub id.")
     path = Path(model)
     try:
-        is_run = any((path / name).is_file() for name in ("events.jsonl", "status.json"))  # one that waits has no events
+        is_run = any((path / name).is_file() for name in ("events.jsonl", "status.json"))  # a waiting one has no events
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error}). Pass a folder that you may read.") from error
     if not is_run:

@@ -149,21 +149,15 @@ def print_runs(
 
 def print_listing(title: str, found: Sequence[tuple[RunSummary, Status]]) -> None:
     """The runs of a folder, and why those failed that did."""
-    cells = [
-        (
-            run.folder.name,
-            shown_state(status),
-            *(
-                (run.config.task, run.config.control or run.config.method, str(run.config.seed))
-                if run.config
-                else "???"
-            ),
-            f"{run.stages_done} of {len(run.config.stages)}" if run.config else "",
-            "" if run.sparsity is None else f"{run.sparsity:.4f}",
-            "" if run.score is None else f"{run.score:.1%}",
-        )
-        for run, status in found
-    ]
+    cells = []
+    for run, status in found:
+        what: tuple[str, ...] = ("?", "?", "?", "")  # its configuration cannot be read
+        if config := run.config:
+            stages = f"{run.stages_done} of {len(config.stages)}"
+            what = (config.task, config.control or config.method, str(config.seed), stages)
+        sparsity = "" if run.sparsity is None else f"{run.sparsity:.4f}"
+        score = "" if run.score is None else f"{run.score:.1%}"
+        cells.append((run.folder.name, shown_state(status), *what, sparsity, score))
     print_table(title, ("run", "status", "task", "method", "seed", "stages", "sparsity", "score"), cells)
     for run, status in found:
         if status.message and not status.is_live:

@@ -114,7 +114,7 @@ def test_what_was_typed_stays_until_another_preset_is_chosen(opened):
     assert box(test, "power T").value == "3e0"
     fill(test, {"preset": "tutorial"})
     assert asked_for(test) == forms.parse(forms.PRESETS["tutorial"][1])
-    assert test.query_params["preset"] == ["tutorial"]
+    assert test.query_params["preset"] == "tutorial"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from small import go_on, small, stop_after
 
 import randprune_lab
 from randprune_lab import ExploreState, RunConfig, compare, console, forms, history, jobs, launch, live
-from randprune_lab.console import Handle, HistoryPanel, LaunchPanel, Result, RunPanel
+from randprune_lab.console import HistoryPanel
+from randprune_lab.form import LaunchPanel
+from randprune_lab.handle import Handle, Result, RunPanel
 
 QUICK = {"stages": (0.5, 0.9), "dense_epochs": 1, "max_epochs": 1, "candidates": 2, "device": "cpu"}
 LONG = {**QUICK, "dense_epochs": 500}
@@ -390,7 +392,8 @@ def test_a_damaged_run_harms_no_panel(runs):
 
 def test_notebooks_can_be_checked():
     """nbval fails falsely on Output widgets, clear_output and prints."""
-    source = Path(console.__file__).read_text()
+    rooms = [Path(console.__file__).with_name(f"{name}.py") for name in ("cells", "handle", "form", "console")]
+    source = "".join(room.read_text() for room in rooms)
     assert not re.search(r"ipywidgets\.Output|clear_output|\bprint\(|update_display", source)
 
 

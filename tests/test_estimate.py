@@ -48,9 +48,9 @@ def answer_of(asking: Asking, seconds: float = 120) -> Estimate | str | None:
     "settings",
     [
         {"stages": (0.54, 0.83), "dense_epochs": 15, "max_epochs": 8},
-        {"stages": (0.9,), "dense_epochs": 2, "max_epochs": 2, "candidates": 24, "emep_epochs": 4},
+        {"stages": (0.9,), "dense_epochs": 2, "max_epochs": 2, "candidates": 16, "emep_epochs": 3},
         {"model": "tiny-vit", "stages": (0.5,), "dense_epochs": 2, "max_epochs": 2, "attention_weight": 1.0}
-        | {"hidden_weight": 1.0},
+        | {"hidden_weight": 1.0, "max_steps_per_epoch": 8},
         {"method": "imp", "stages": (0.5, 0.7), "dense_epochs": 10, "max_epochs": 10, "logit_weight": 0.0},
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,30 +59,37 @@ def _ways_on() -> None:
 
 
 def _buttons(folder: Path, view: dict[str, Any]) -> None:
-    """Stop or resume, whichever makes sense; what came of it stays on screen until the next time."""
+    """Stop or resume, whichever makes sense; what did not work is said until the page is drawn anew."""
     key = f"said {folder.name}"
     with st.container(horizontal=True):
         if view["is_live"]:
-            stopping = view["status"] == "stopping"
-            label, help_ = "Stop", "It ends within a step. What is finished stays, and it can be resumed."
-            if st.button(label, icon=":material/stop:", help=help_, disabled=stopping):
-                _try(key, lambda: jobs.stop(folder, wait=False))
+            text = "It ends within a step. What is finished stays, and it can be resumed."
+            stop = functools.partial(jobs.stop, folder, wait=False)
+            st.button(
+                "Stop",
+                icon=":material/stop:",
+                help=text,
+                disabled=view["status"] == "stopping",
+                on_click=_try,
+                args=(key, stop),
+            )
         if view["can_resume"]:
-            help_ = "It goes on from its last finished piece of work and ends with the same numbers."
-            if st.button("Resume", icon=":material/play_arrow:", type="primary", help=help_):
-                _try(key, lambda: jobs.resume(folder))
+            text = "It goes on from its last finished piece of work and ends with the same numbers."
+            resume = functools.partial(jobs.resume, folder)
+            st.button(
+                "Resume", icon=":material/play_arrow:", type="primary", help=text, on_click=_try, args=(key, resume)
+            )
     if key in st.session_state:
-        st.warning(st.session_state[key])
+        st.warning(st.session_state.pop(key))
 
 
 def _try(key: str, action: Callable[[], None]) -> None:
-    """Do it; an error is shown after the page has been drawn anew."""
+    """Do it before the page is drawn: a tab that shows an old button learns why it does nothing any more."""
     st.session_state.pop(key, None)
     try:
         action()
     except (ValueError, OSError) as error:
         st.session_state[key] = " ".join(str(error).split())
-    st.rerun()
 
 
 def _watched(name: str, drawn: str) -> None:
@@ -106,7 +114,8 @@ def _watched(name: str, drawn: str) -> None:
     if view["near"]["rows"]:
         st.subheader("Weights near tau, and randomness", anchor=False)
         draw(curves.near_chart, view["near"]["rows"])
-        draw(curves.randomness_chart, view["near"]["rows"])
+        if any(row["ir"] is not None for row in view["near"]["rows"]):
+            draw(curves.randomness_chart, view["near"]["rows"])
         st.caption(view["near"]["sentence"])
     for text in view["warnings"]:
         st.warning(text)
