@@ -10,7 +10,7 @@ import streamlit as st
 
 from randprune_lab.places import Places
 
-PAGES = Path(__file__).parent / "pages"
+PAGES = Path(__file__).parent / "views"
 
 
 def places() -> Places:

@@ -52,6 +52,5 @@ st.navigation(
             default=name == "start",
         )
         for name, (title, icon) in TITLES.items()
-        if (PAGES / f"{name}.py").is_file()  # TEMPORARY: until all pages are there
     ]
 ).run()

@@ -98,7 +98,7 @@ class Places:
 
 
 def _inside(root: Path, name: str) -> Path | None:
-    """What lies below ``root`` under ``name``, with all links followed; None where it leads out, or nothing is there."""
+    """What lies below ``root`` under ``name``, links followed; None where it leads out, or nothing is there."""
     try:
         root = root.resolve()
         path = (root / name).resolve(strict=True)

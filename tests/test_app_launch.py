@@ -39,7 +39,7 @@ def opened(folder):  # noqa: ARG001, it sets where all is
         test = AppTest.from_file(str(APP), default_timeout=120)
         tests.append(test)
         test.run()
-        test.switch_page("pages/run.py")
+        test.switch_page("views/run.py")
         for name, value in query.items():
             test.query_params[name] = value
         return shown(test)
@@ -109,8 +109,8 @@ def test_what_was_typed_stays_until_another_preset_is_chosen(opened):
     assert box(test, "samples M").disabled
     assert not box(test, "sampling ratio sr").disabled
     assert "Other than preset demo: randomness is set by decrease; power T 3.0" in [c.value for c in test.caption]
-    shown(test.switch_page("pages/about.py"))
-    shown(test.switch_page("pages/run.py"))
+    shown(test.switch_page("views/about.py"))
+    shown(test.switch_page("views/run.py"))
     assert box(test, "power T").value == "3e0"
     fill(test, {"preset": "tutorial"})
     assert asked_for(test) == forms.parse(forms.PRESETS["tutorial"][1])

@@ -25,7 +25,7 @@ def learn(tmp_path, monkeypatch):
     monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
 
     def open_page(**query: str):
-        page = streamlit_testing.AppTest.from_file(str(APP), default_timeout=120).switch_page("pages/learn.py")
+        page = streamlit_testing.AppTest.from_file(str(APP), default_timeout=120).switch_page("views/learn.py")
         for name, value in query.items():
             page.query_params[name] = value
         return sound(page.run())

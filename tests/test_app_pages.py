@@ -83,7 +83,7 @@ class Runs:
 def opened(name, *, theme="light", **query):
     """A page at an address."""
     page = testing.AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=120)
-    page.switch_page(f"pages/{name}.py")
+    page.switch_page(f"views/{name}.py")
     page.context = {"theme": theme}
     for key, value in query.items():
         page.query_params[key] = value
