@@ -144,10 +144,16 @@ def two_jobs(own_app, monkeypatch):
 def move_a_slider(app, page, running, _):
     page.goto(app.address("explore", model=f"runs/{running.name}"))
     slider = page.locator("input[type=range][data-field=sparsity]")
+    page.locator(".rp-root[data-candidates-done]").wait_for()
     slider.focus()
     before = page.locator(".rp-root").get_attribute("data-answers")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("before => document.querySelector('.rp-root').dataset.answers !== before", arg=before)
+    for _ in range(100):
+        if page.locator(".rp-root").get_attribute("data-answers") != before:
+            break
+        page.wait_for_timeout(100)
+    else:
+        pytest.fail("the picture does not follow the slider")
     return "running", "queued"
 
 
@@ -192,7 +198,7 @@ def kill_the_server(app, page, running, _):
     page.goto(app.address("run", run=running.name))
     wait_for_badge(page, "running")
     app.process.kill()
-    app.process.wait()
+    app.stop()
     app.start()
     page.goto(app.address("run", run=running.name))
     wait_for_badge(page, "running", timeout=10 * SECONDS)
