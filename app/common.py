@@ -37,7 +37,8 @@ def open_page(name: str, **query: str) -> NoReturn:
 def link(label: str, page: str, *, help: str | None = None, **query: Any) -> None:  # noqa: A002, as in Streamlit
     """A link to another page, with this query in the URL."""
     texts: Mapping[str, str] = {key: str(value) for key, value in query.items()}
-    st.page_link(PAGES / f"{page}.py", label=label, help=help, query_params=texts)
+    icon = ":material/arrow_forward:"  # without it a link looks like any text
+    st.page_link(PAGES / f"{page}.py", label=label, icon=icon, help=help, query_params=texts)
 
 
 def is_dark() -> bool:

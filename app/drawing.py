@@ -16,14 +16,17 @@ from randprune_lab import charts
 
 TITLE = 52  # characters in a line: what a narrow page has room for
 AROUND = 130  # pixels of title, axis and legend
+SHARES = ("score", "low", "high", "swapped", "difference")  # shown in per cent, all with one digit
+PERCENT = "%.1f %%"
 NUMBERS = {
     "sparsity": st.column_config.NumberColumn(format="%.4f", help="share of the prunable weights removed"),
     "compression": st.column_config.NumberColumn(format="%.1fx", help="of the prunable weights"),
-    "score": st.column_config.NumberColumn(format="percent", help="on the test split"),
-    "low": st.column_config.NumberColumn(format="percent", help="of the 95 % interval"),
-    "high": st.column_config.NumberColumn(format="percent", help="of the 95 % interval"),
+    "score": st.column_config.NumberColumn(format=PERCENT, help="on the test split"),
+    "low": st.column_config.NumberColumn(format=PERCENT, help="of the 95 % interval"),
+    "high": st.column_config.NumberColumn(format=PERCENT, help="of the 95 % interval"),
+    "difference": st.column_config.NumberColumn(format=PERCENT, help="in points"),
     "ir": st.column_config.NumberColumn(format="%.3g", help="introduced randomness of the mask"),
-    "swapped": st.column_config.NumberColumn(format="percent", help="of the weights kept"),
+    "swapped": st.column_config.NumberColumn(format=PERCENT, help="of the weights kept"),
     "loss": st.column_config.NumberColumn(format="%.4f"),
 }
 
@@ -51,5 +54,9 @@ def download(label: str, make: Callable[[], str | bytes], name: str, mime: str) 
 
 def table(rows: Sequence[Mapping[str, Any]], **options: Any) -> Any:
     """Rows as a table that scrolls where it is too wide."""
-    config = {**NUMBERS, **options.pop("column_config", {})}
-    return st.dataframe([dict(row) for row in rows], hide_index=True, column_config=config, placeholder="", **options)
+    shown = [{name: _shown(name, value) for name, value in row.items()} for row in rows]
+    return st.dataframe(shown, hide_index=True, column_config=NUMBERS, placeholder="", **options)
+
+
+def _shown(name: str, value: Any) -> Any:
+    return 100 * value if name in SHARES and isinstance(value, float) else value

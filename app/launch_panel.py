@@ -183,7 +183,8 @@ def _counted(values: Settings) -> Settings:
 def _beside(controls: Sequence[str]) -> tuple[list[str], int]:
     """What runs beside it: the chosen controls, and for how many seeds."""
     st.markdown(
-        "**Beside it**: a fair control costs the same, and a difference smaller than the spread over seeds is no result"
+        "**Runs to compare it with.** A fair control costs the same; a difference smaller than the seeds' spread is no "
+        "result."
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.session_state.setdefault(_key("seeds"), 1)
@@ -238,7 +239,7 @@ def _estimate(runs: list[RunConfig], waited: bool) -> None:
     """Looks every second, until the answer is there."""
     answer = _ask(runs[0])
     if answer is None:
-        st.markdown(":material/hourglass_top: Times some steps to tell what it will cost.")
+        st.markdown(":material/hourglass_top: Timing some steps to tell what it will cost ...")
         return
     if waited:
         st.rerun()  # so that nobody looks any more, and a problem is said beside the button

@@ -171,7 +171,7 @@ class _NamedModels(Opener):
         if model == DEMO:
             return _demo()
         path = places().model(model)
-        return _opened(str(path), _stamp(path))
+        return _opened(model, str(path), _stamp(path))
 
     def may_open(self, model: str) -> bool:  # noqa: ARG002
         return True  # to look costs nothing here
@@ -194,9 +194,11 @@ def _demo() -> Explorer:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _opened(path: str, stamp: str) -> Explorer:  # noqa: ARG001, part of the key
+def _opened(name: str, path: str, stamp: str) -> Explorer:  # noqa: ARG001, part of the key
     """Shared by all sessions, until its files are others."""
-    return Explorer(open_source(path))
+    source = open_source(path)
+    source.label = name  # no page shows where the folders of this app are
+    return Explorer(source)
 
 
 def _stamp(path: Path) -> str:

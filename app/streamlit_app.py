@@ -27,6 +27,15 @@ ICON = (
     '<path d="M3 1h1v1h-1zM1 3h1v1h-1z" fill="#009E73"/></svg>'
 )
 
+SIDEBAR = 200  # pixels
+# Streamlit leaves 6 rem above every title, cuts links that are longer than their line, and shows those to another run
+# as if it were the one on screen.
+STYLE = """<style>
+[data-testid="stMainBlockContainer"] { padding-top: 3rem; padding-bottom: 4rem; }
+[data-testid="stMainBlockContainer"] [data-testid="stPageLink"] * { white-space: normal; overflow-wrap: anywhere; }
+[data-testid="stMainBlockContainer"] [data-testid="stPageLink"] a:not(:hover) { background: none; }
+</style>"""
+
 
 @st.cache_resource
 def _warm() -> None:
@@ -41,7 +50,8 @@ def _warm() -> None:
 
 
 _warm()
-st.set_page_config("RandPrune Lab", ICON, layout="wide")
+st.set_page_config("RandPrune Lab", ICON, layout="wide", initial_sidebar_state=SIDEBAR)
+st.html(STYLE)
 st.navigation(
     [
         st.Page(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from randprune_lab import jobs
-from randprune_lab.files import cache_folder
+from randprune_lab.files import cache_folder, free_disk
 from randprune_lab.places import Places
 
 PACKAGES = ("randprune-lab", "torch", "transformers", "datasets", "streamlit", "ipywidgets", "anywidget", "altair")
@@ -22,12 +21,11 @@ GLUE = "nyu-mll/glue"
 
 def facts(places: Places) -> list[dict[str, str]]:
     """Versions, device, folders and slots, a row each: what, value."""
-    free = shutil.disk_usage(_existing(places.runs)).free
     rows = {f"version of {name}": _version(name) for name in PACKAGES}
     rows["Python"] = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     rows["device"] = _device()
-    rows["runs at a time (slots)"] = f"{jobs.slots()} (GPUs, or 1; RANDPRUNE_SLOTS sets it)"
-    rows["runs are written to"] = f"{places.runs.absolute()} ({free / 1e9:.1f} GB free)"
+    rows["runs at a time (slots)"] = _slots()
+    rows["runs are written to"] = f"{places.runs.absolute()} ({free_disk(places.runs) / 1e9:.1f} GB free)"
     folders = ", ".join(str(folder.absolute()) for folder in places.models)
     rows["models and data are read from"] = folders or "no folder: start with randprune app --models FOLDER"
     rows["kept results (cache)"] = str(cache_folder())
@@ -78,5 +76,8 @@ def _device() -> str:
     return ", ".join(names) or f"CPU, {os.cpu_count()} cores"
 
 
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+def _slots() -> str:
+    try:
+        return f"{jobs.slots()} (GPUs, or 1; RANDPRUNE_SLOTS sets it)"
+    except ValueError as error:  # the environment says nonsense
+        return str(error)

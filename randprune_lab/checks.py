@@ -6,14 +6,54 @@ import difflib
 import math
 import numbers
 import operator
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 Option = TypeVar("Option", bound=str)
 
 
 MOST_SAMPLES = 2**31 - 1
 GREATEST_POWER = 1e6
+SHOWN = 60  # characters of a value that will not do
+
+# pydantic's kinds of error, in our words.
+_RULES = {
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of few digits",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number, with a point for decimals",
+    "float_type": "must be a number",
+    "finite_number": "must be finite",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "bool_parsing": "must be on or off",
+    "bool_type": "must be on or off",
+    "string_type": "must be a text",
+    "string_too_long": "must be a text of at most {max_length:,} characters",
+    "tuple_type": "must be a list with commas",
+    "too_long": "must be a list of at most {max_length:,}",
+    "missing": "has too few parts",
+    "json_invalid": "must be JSON, but is not",
+    "model_type": "must be an object, settings by name",
+    "extra_forbidden": "is no setting",
+}
+
+
+def rule_of(part: Mapping[str, Any]) -> str:
+    """The rule that pydantic saw broken, in our words. Our own rules name the value and the fix as well."""
+    if part["type"] == "value_error":
+        return str(part["msg"]).removeprefix("Value error, ")
+    return _RULES.get(part["type"], "cannot be used").format(**part.get("ctx", {}))
+
+
+def problem_of(part: Mapping[str, Any]) -> str:
+    """What pydantic found: name, value and rule."""
+    name, value = ".".join(map(str, part["loc"])), repr(part["input"])
+    if part["type"] == "value_error" or not name:
+        return rule_of(part)
+    return f"{name} = {value if len(value) <= SHOWN else f'{value[: SHOWN - 3]}...'}: {rule_of(part)}"
 
 
 def check_number(name: str, value: float) -> float:

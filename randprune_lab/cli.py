@@ -12,17 +12,18 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from randprune_lab.terminal import (
     USAGE_ERROR,
+    Display,
     complain,
+    epochs_of,
     print_bench,
     print_claims,
     print_json,
@@ -168,6 +169,7 @@ def _read_file(path: Path | None) -> dict[str, Any]:
 def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], as_json: bool) -> None:
     from randprune_lab import store
     from randprune_lab.engine import prune
+    from randprune_lab.methods import planned_epochs
     from randprune_lab.outcome import conclude
 
     parent = store.runs_folder()
@@ -176,7 +178,7 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
     config = config.model_copy(update={"group": config.group or first.name})
     beside = _with_control(config)[1:] if with_controls else []
     folders = {}
-    total = _planned(config) + sum(_planned(other) for other in beside)
+    total = sum(sum(planned_epochs(each).values()) for each in (config, *beside))
     try:
         checked = prune(config)  # what is wrong shows here, before anything is made
     except BaseException:
@@ -185,7 +187,7 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
             with contextlib.suppress(OSError):  # another run has begun there meanwhile
                 parent.rmdir()
         raise
-    with _Display(total, quiet=as_json) as display:
+    with Display(total, quiet=as_json) as display:
         for settings in (config, *beside):
             stream = checked if settings is config else prune(settings)
             folder = first if settings is config else store.new_folder(settings, parent=first.parent)
@@ -242,7 +244,7 @@ def _tracked(events: Iterator[Event], config: RunConfig, folder: Path, trackers:
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run, or its folder.")],
     wave: Annotated[int | None, typer.Option(min=1, help="Candidates at once from now on; changes no result.")] = None,
     track: _Track = "",
     detach: _Detach = False,
@@ -251,9 +253,10 @@ def resume(
     """Go on with a run that was stopped or killed, from its last finished piece of work."""
     from randprune_lab import jobs, store
     from randprune_lab.engine import prune
+    from randprune_lab.methods import planned_epochs
     from randprune_lab.tracking import parse_trackers
 
-    trackers = parse_trackers(track)
+    trackers, folder = parse_trackers(track), _folder_of(name)
     if detach:
         _refuse_tracking(track)
         jobs.resume(folder, wave=wave)
@@ -262,8 +265,8 @@ def resume(
     config = store.read_config(folder)
     config = config.model_copy(update={"wave": wave}) if wave is not None else config
     stream = prune(config, resume=store.last_checkpoint(folder))
-    done = sum(_epochs_of(event, config) for event in store.story(folder))
-    with _Display(_planned(config), quiet=as_json, done=done) as display:
+    done = sum(epochs_of(event, config) for event in store.story(folder))
+    with Display(sum(planned_epochs(config).values()), quiet=as_json, done=done) as display:
         display.follow(folder, config, _tracked(store.record(folder, stream), config, folder, trackers))
     _conclude({config.control or config.method: folder}, as_json=as_json)
 
@@ -350,99 +353,6 @@ def unpack(
     from randprune_lab.packing import unpack_model
 
     print_sizes(unpack_model(source, target), target)
-
-
-def _planned(config: RunConfig) -> int:
-    """The epochs that a run trains at most."""
-    from randprune_lab.methods import METHODS
-
-    candidates = len(METHODS[config.method].candidates(config))
-    judging = candidates * config.emep_epochs if candidates > 1 else 0
-    return config.dense_epochs + len(config.stages) * (judging + config.max_epochs)
-
-
-def _named(sizes: Mapping[str, int], most: int = 6) -> str:
-    """The first names with their numbers of weights."""
-    names = [f"{name} ({size:,})" for name, size in sizes.items()]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _epochs_of(event: Event, config: RunConfig) -> int:
-    return {"epoch_finished": 1, "candidate_scored": config.emep_epochs}.get(event.kind, 0)
-
-
-class _Display:
-    """A bar on standard error: what is being trained, how far it is, how long it will take."""
-
-    def __init__(self, total: int, *, quiet: bool, done: int = 0) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed} of {task.total}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=quiet or not sys.stderr.isatty(),
-        )
-        self.quiet = quiet
-        self.bar = self.progress.add_task("starting", total=total, completed=done)
-
-    def __enter__(self) -> _Display:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def tell(self, text: str, *, quietly: bool = False) -> None:
-        """A line above the bar; ``quietly`` not where only JSON is wanted."""
-        if quietly and self.quiet:
-            return
-        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def follow(self, folder: Path, config: RunConfig, events: Iterator[Event]) -> None:
-        """Show a run until it ends. When it is stopped or fails, say how to go on."""
-        name = config.control or config.method
-        hint = f"Go on with: randprune resume {shlex.quote(str(folder))}"
-        self.tell(f"{name}: {folder}", quietly=True)
-        try:
-            self._show(folder, name, config, events)
-        except KeyboardInterrupt:
-            self.progress.stop()
-            say(f"stopped. {hint}", error=True)
-            sys.exit(130)
-        except OSError as error:
-            raise ValueError(f"{folder}: cannot be written ({error}). What was saved is intact. {hint}") from error
-        except RuntimeError as error:
-            from randprune_lab.training import OutOfMemory
-
-            if isinstance(error, OutOfMemory):
-                raise ValueError(f"{error} {hint} --wave 1") from error
-            raise ValueError(f"{error} The run stopped; what was saved lies in {folder}.") from error
-
-    def _show(self, folder: Path, name: str, config: RunConfig, events: Iterator[Event]) -> None:
-        from randprune_lab.status import Attended
-
-        stages = len(config.stages)
-        # A page, too, sees this run and can stop it.
-        with Attended(folder), contextlib.closing(events):  # type: ignore[type-var]
-            for event in events:
-                match event.to_json():
-                    case {"kind": "candidate_scored", "stage": stage, "candidate": candidate}:
-                        doing = f"stage {stage} of {stages}, mask {candidate + 1} of {config.candidates} judged"
-                    case {"kind": "epoch_finished", "phase": "dense", "epoch": epoch}:
-                        doing = f"dense, epoch {epoch} of {config.dense_epochs}"
-                    case {"kind": "epoch_finished", "stage": stage, "epoch": epoch}:
-                        doing = f"stage {stage} of {stages}, epoch {epoch} of {config.max_epochs}"
-                    case {"kind": "run_started", "prunable": prunable}:
-                        self.tell(f"prunes {len(prunable)} of its tensors: {_named(prunable)}", quietly=True)
-                        continue
-                    case {"kind": "warned", "text": text}:
-                        self.tell(f"warning: {text}")
-                        continue
-                    case _:
-                        continue
-                self.progress.update(self.bar, description=f"{name}: {doing}", advance=_epochs_of(event, config))
 
 
 def _conclude(folders: dict[str, Path], *, as_json: bool) -> None:
@@ -573,7 +483,7 @@ def bench(
     from randprune_lab.bench import claims_table, speed_table
 
     if claims:
-        with _Display(0, quiet=as_json) as display:
+        with Display(0, quiet=as_json) as display:
             rows = claims_table(
                 seeds=seeds,
                 processes=processes,

@@ -126,7 +126,8 @@ def _labelled(runs: list[_Run]) -> list[_Run]:
         alike = [other.config.model_dump() for other in firsts if other.what == first.what]
         own = first.config.model_dump(exclude=set(LABELS))
         telling = [f"{name} {_value(value)}" for name, value in own.items() if any(o[name] != value for o in alike)]
-        label = ", ".join([first.what, *telling[:3], *["..."] * (len(telling) > 3)])
+        told = ", ".join([*telling[:3], *["..."] * (len(telling) > 3)])
+        label = f"{first.what} ({told})" if told else first.what
         labels.append(label if label not in labels else f"{label} ({first.name})")
     named = zip(labels, lines.values(), strict=True)
     by_folder = {run.folder: label for label, own_runs in named for run in own_runs}

@@ -148,7 +148,8 @@ class ComparePanel(Panel):
             layout={"width": "520px", "max_width": "100%"},
         )
         self._parts = ipywidgets.HTML()
-        super().__init__(ipywidgets.HTML("<h3>Compare</h3>"), self._choice, self._parts)
+        hint = ipywidgets.HTML(paragraph("Hold Ctrl (on a Mac Cmd) and click to choose several."))
+        super().__init__(ipywidgets.HTML("<h3>Compare</h3>"), self._choice, hint, self._parts)
         self._choice.observe(lambda _: self._try(self._show), "value")
         self._try(self._show)
 

@@ -159,12 +159,17 @@ class Dialogue:
         """Show what has come meanwhile: moments and scores of a run that goes on."""
         with self.lock:
             quick = self.parts["quick"]
-            source = self.explorer.source if self.explorer else None
-            unlike = source and (
-                source.moments != self._moments or (quick["keys"] and self.explorer.keys(self.state) != quick["keys"])  # type: ignore[union-attr]
-            )
-            if source is None or unlike or self.opener.is_live(self.state.model) != quick["live"]:
+            if self._has_changed(quick) or self.opener.is_live(self.state.model) != quick["live"]:
                 self.show(self.state)
+
+    def _has_changed(self, quick: Table) -> bool:
+        if self.explorer is None:
+            return True
+        try:
+            moments = self.explorer.source.moments
+            return moments != self._moments or bool(quick["keys"] and self.explorer.keys(self.state) != quick["keys"])
+        except Exception:  # its files are damaged, or not there any more: ``show`` says it
+            return True
 
     def refresh(self) -> None:
         """Read the model anew, after its files have changed or have come; then show it again."""
@@ -264,11 +269,11 @@ class Dialogue:
                 self._news.wait(REST)
                 if self._wanted is not state:  # a newer one came meanwhile
                     continue
-                self._wanted, turn = None, self._turn
-            self._work_on(state, turn)
+                self._wanted, turn, explorer = None, self._turn, self.explorer
+            if explorer is not None:
+                self._work_on(explorer, state, turn)
 
-    def _work_on(self, state: ExploreState, turn: int) -> None:
-        explorer = self.source_or_error()
+    def _work_on(self, explorer: Explorer, state: ExploreState, turn: int) -> None:
         try:
             hidden = {name: key for name, key in explorer.keys(state).items() if name not in self._slow}
             for name, part in explorer.slow_parts(state, {**self._known, **hidden}):
@@ -283,8 +288,10 @@ class Dialogue:
             with self.lock:
                 if turn == self._turn:
                     quick = self.parts["quick"]
-                    said = [*quick["notices"], {"kind": "error", "text": _words(error)}]
-                    self._put({**quick, "seq": self._next(), "answers": None, "notices": said})
+                    said = [notice["text"] for notice in quick["notices"]]
+                    if _words(error) not in said:
+                        notices = [*quick["notices"], {"kind": "error", "text": _words(error)}]
+                        self._put({**quick, "seq": self._next(), "answers": None, "notices": notices})
 
 
 def goes_on(folder: Path) -> bool:

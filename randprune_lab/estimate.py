@@ -14,7 +14,6 @@ import functools
 import json
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,8 @@ from randprune_lab.augment import augment
 from randprune_lab.config import RunConfig
 from randprune_lab.engine import _Run
 from randprune_lab.executors import SPARE, free_memory, in_passing
+from randprune_lab.files import free_disk
+from randprune_lab.jobs import module_command, module_environment
 from randprune_lab.methods import METHODS
 from randprune_lab.splits import Images, Split, Tokens
 from randprune_lab.training import Phase, Session, telling_of_memory, train_epoch, using_threads
@@ -290,7 +291,7 @@ class _Plan:
             f"takes {in_time(step)}, measured just now."
         )
         warnings = []
-        free = _free_disk(store.runs_folder())
+        free = free_disk(store.runs_folder())
         peak = kept.at_most(self.config)
         if peak > free:
             warnings.append(
@@ -350,12 +351,6 @@ def _size(model: nn.Module) -> int:
     return sum(_bytes(parameter) for parameter in model.parameters())
 
 
-def _free_disk(folder: Path) -> int:
-    """Where the folder is or would be."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
-
-
 def in_time(seconds: float) -> str:
     """A length of time with two digits or so: "1.3 ms", "40 s", "12 min", "5.2 h", "3 days"."""
     for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")):
@@ -387,11 +382,11 @@ class Asking:
         self._begun = time.monotonic()
         self._answer: Estimate | str | None = None
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "randprune_lab.estimate"],
+            [*module_command("estimate"), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+            env=module_environment(),
         )
         self._end = weakref.finalize(self, _end, self._process)
         assert self._process.stdin is not None
@@ -450,12 +445,13 @@ def main() -> None:
 def _own_process() -> None:
     """Be humble, and end with whoever asked."""
     psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 10))  # Windows has names for it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    asker = int(sys.argv[1]) if len(sys.argv) > 1 else os.getppid()
+    threading.Thread(target=_end_with, args=(asker,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    parent = psutil.Process().parent()
-    while parent is None or parent.is_running():
+def _end_with(asker: int) -> None:
+    """``asker``: a process's number, told by itself: it may have ended before this one looks."""
+    while psutil.pid_exists(asker) and (os.name == "nt" or os.getppid() == asker):
         time.sleep(1)
     os._exit(1)
 

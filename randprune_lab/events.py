@@ -206,8 +206,20 @@ KINDS: dict[str, type[Event]] = {
 
 
 def from_json(record: Mapping[str, Any]) -> Event:
-    """The event of a JSON object; fields that later versions may add are ignored."""
-    return KINDS[record["kind"]].of(record)
+    """The event of a JSON object; fields that later versions may add are ignored.
+
+    Raises:
+        ValueError: it is none.
+    """
+    kind = record.get("kind") if isinstance(record, Mapping) else None
+    if not isinstance(kind, str):
+        raise ValueError("it is no event")
+    if kind not in KINDS:
+        raise ValueError(f"this version knows no event {kind!r}: if a newer one wrote it, update randprune-lab")
+    try:
+        return KINDS[kind].of(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is not what an event {kind!r} holds") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -248,7 +248,8 @@ def difference_rows(tables: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]
     Returns:
         a, b (the labels), sparsity, difference (the mean of a's score minus b's), low and high (of its interval; None
         with one seed), seeds (how many both have), verdict: "one seed: not a result", "within noise" where the interval
-        holds 0, else "beyond noise". The dense network is left out.
+        holds 0, "too few seeds: not a result" where they all differ by the same, else "beyond noise". The dense network
+        is left out.
     """
     scores = {
         label: {seed: {row["sparsity"]: row["score"] for row in table if row["stage"]} for seed, table in runs.items()}
@@ -281,7 +282,10 @@ def difference_rows(tables: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]
 def _verdict(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "one seed: not a result"
-    return "within noise" if low <= 0 <= high else "beyond noise"
+    if low <= 0 <= high:
+        return "within noise"
+    # Scores are counts of a small test set: a few seeds easily agree by chance, and their interval is no width at all.
+    return "too few seeds: not a result" if math.isclose(low, high, abs_tol=1e-9) else "beyond noise"
 
 
 def share_near(histograms: Mapping[str, MagnitudeHistogram], sparsity: float, *, whole: bool = False) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -45,8 +46,16 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where the folder is or would be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
 def reason_of(error: BaseException) -> str:
     """What another library's error says, on one line, without addresses and cut where it grows long."""
+    if isinstance(error, UnicodeDecodeError):  # its own words hold the bytes
+        return "it is no text"
     text = re.sub(r"'?https?://\S+", "", " ".join(str(error).split()))
     return (text if len(text) <= 250 else f"{text[:250].rsplit(' ', 1)[0]} ...") or type(error).__name__
 

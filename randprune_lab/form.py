@@ -104,7 +104,7 @@ class LaunchPanel(Panel):
     def _take_preset(self) -> None:
         if self._preset.value:
             about, settings = forms.PRESETS[self._preset.value]
-            show(self._about, escaped(about))
+            show(self._about, escaped(f"{about[0].upper()}{about[1:]}."))
             self._fill(settings)
 
     def _fill(self, settings: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import pydantic
 
-from randprune_lab.checks import check_option, check_whole
+from randprune_lab.checks import check_option, check_whole, rule_of
 from randprune_lab.config import PRESETS as PRESETS_OF_RUNS
 from randprune_lab.config import Control, RunConfig, controls, preset
 from randprune_lab.models import MODELS
@@ -28,6 +28,7 @@ Settings = dict[str, Any]
 SET_BY_LAB = ("group", "control")  # nobody is asked for these
 DEMO = "demo"  # in the explorer: the network that the lab trains itself
 MOST_SEEDS = 100
+MOST_RUNS = 100  # each is a process from the start, also while it waits
 LONGEST = 4000  # characters of a box
 SHOWN = 80  # characters of a value that an error shows
 
@@ -241,22 +242,6 @@ def _whole(text: str) -> int | str:
     return int(number) if "e" in text.lower() and number.is_integer() else text
 
 
-# pydantic's kinds of error, in our words.
-_RULES = {
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a whole number of few digits",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_parsing": "must be a number, with a point for decimals",
-    "float_type": "must be a number",
-    "finite_number": "must be finite",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "bool_parsing": "must be on or off",
-    "bool_type": "must be on or off",
-    "string_type": "must be a text",
-    "tuple_type": "must be a list with commas",
-}
 # What our own rules say to who writes Python.
 _WORDS = (
     ("Pass None", "Leave it empty"),
@@ -269,9 +254,8 @@ _WORDS = (
 
 def _sentence(name: str, part: Any, value: Any) -> str:
     """What pydantic found, in the form's words: label, value, rule, fix."""
-    kind = part["type"]
-    if kind == "value_error":
-        text = str(part["msg"]).removeprefix("Value error, ")
+    if part["type"] == "value_error":
+        text = rule_of(part)
         for python, form in _WORDS:
             text = text.replace(python, form)
         ours = not name or text.startswith(f"{name} = ")
@@ -279,8 +263,7 @@ def _sentence(name: str, part: Any, value: Any) -> str:
     if name not in BY_NAME:
         return f"{_short(name)}: cannot be used. Leave it out."
     field = BY_NAME[name]
-    rule = _RULES.get(kind, "cannot be used").format(**part.get("ctx", {}))
-    rule = "must be a number, or one a stage with commas" if name == "target_ir" else rule
+    rule = "must be a number, or one a stage with commas" if name == "target_ir" else rule_of(part)
     culprit = f"{_short(part['input'])!r} " if len(part["loc"]) > 1 and name != "target_ir" else ""
     return f"{field.title} = {_short(value)}: {culprit}{rule}. {_fix(field)}"
 
@@ -325,6 +308,8 @@ def batch(config: RunConfig, chosen: Sequence[str] = (), seeds: int = 1) -> list
             raise ValueError(f"control {name}: says nothing beside a run of method {config.method}. Leave it out.")
     if not 1 <= check_whole("seeds", seeds) <= MOST_SEEDS:
         raise ValueError(f"seeds = {seeds}: must be from 1 to {MOST_SEEDS}. Write for example 3.")
+    if (runs_in_all := seeds * (1 + len(chosen))) > MOST_RUNS:
+        raise ValueError(f"{runs_in_all} runs at once: at most {MOST_RUNS}. Take fewer seeds or controls.")
     runs = []
     for seed in range(config.seed, config.seed + seeds):
         one = parse({**config.model_dump(), "seed": seed})

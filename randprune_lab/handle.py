@@ -83,7 +83,7 @@ class RunPanel(Panel):
         said = [view["message"], view["damage"], *view["warnings"]]
         alive = f" ({escaped(view['heartbeat'])})" if view["is_live"] else ""
         shown = {
-            "head": f"<h3>{escaped(view['title'])}</h3><p><b>{escaped(view['status'])}</b>{alive}. "
+            "head": f"<h3>{escaped(view['title'])}</h3><p><b>{escaped(view['status'])}</b>{alive}.<br>"
             f"{escaped(view['progress']['sentence'])}</p>{''.join(paragraph(text, kind='error') for text in said)}"
             f"<p>Folder: <code>{escaped(self.folder)}</code></p>",
             "result": section("Result", paragraph((view["result"] or {}).get("sentence"))),
@@ -172,7 +172,7 @@ class Result:
     sparsity: float
     compression: float
     whole_model: float
-    stages: tuple[dict[str, Any], ...]
+    stages: tuple[dict[str, Any], ...] = dataclasses.field(repr=False)
     folder: Path
     model: Path
 

@@ -8,6 +8,7 @@ runs' folders (``status.py``), so that every program and every tab sees the same
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import shutil
@@ -26,7 +27,7 @@ import randprune_lab
 from randprune_lab import status as statuses
 from randprune_lab import store
 from randprune_lab.config import FREE, OBJECT, RunConfig
-from randprune_lab.files import is_held, write_atomically
+from randprune_lab.files import is_held, reason_of, write_atomically
 from randprune_lab.status import CANCEL, Record, Status
 
 LOG, NOTE = "log.txt", "note.txt"
@@ -142,20 +143,19 @@ def _saying_what_failed(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{folder}: {statuses.sentence_of(error)}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else error.strerror or reason_of(error)
+        fix = "Free some space" if full else "Mend that, or choose another runs folder"
+        raise ValueError(f"{folder}: cannot be written or deleted ({reason}). {fix}, then try again.") from error
 
 
 def _launch(folder: Path, count: int, *arguments: str) -> None:
     """Start the process of a run that status.json says is queued; the caller holds the lock of the queue."""
     given = ["--slots", str(count), "--gpus", str(torch.cuda.device_count()), *arguments]
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8:replace"}
-    package = Path(randprune_lab.__file__).parents[1]
-    if package.name != "site-packages":  # a checkout, which the other process may not find by itself
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(package)]))
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "randprune_lab.work", str(folder), *given],
-            env=environment,
+            [*module_command("work"), str(folder), *given],
+            env=module_environment() | {"TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8:replace"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -167,6 +167,20 @@ def _launch(folder: Path, count: int, *arguments: str) -> None:
     with contextlib.suppress(psutil.Error):  # it is over already
         if queued is not None:
             statuses.write(folder, queued.of(psutil.Process(process.pid)))
+
+
+def module_command(room: str) -> list[str]:
+    """Runs a room of this package in another process; files of the working folder do not pass for modules there."""
+    return [sys.executable, "-P", "-m", f"randprune_lab.{room}"]
+
+
+def module_environment() -> dict[str, str]:
+    """The environment of that process: two torch processes do not spin against each other, and it finds the package."""
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    package = Path(randprune_lab.__file__).parents[1]
+    if package.name != "site-packages":  # a checkout, which the other process may not find by itself
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(package)]))
+    return environment
 
 
 def status(folder: str | Path) -> Status:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from randprune_lab.events import Event, Resumed, from_json
+from randprune_lab.files import reason_of
 
 EventT = TypeVar("EventT", bound=Event)
 _REMEMBERED = 256  # journals
@@ -83,7 +84,7 @@ class _Reader:
             self._forget()
             return self.known
         except OSError as error:
-            return dataclasses.replace(self.known, damage=f"{self.path.name} cannot be read ({error}).")
+            return dataclasses.replace(self.known, damage=self._unreadable(error))
         if new:
             for line in new.split(b"\n")[:-1]:
                 self._take(line)
@@ -91,6 +92,10 @@ class _Reader:
             gaps = tuple(gap for _, gap, _ in self.told)
             self.known = Journal(events, gaps, self.worked, self.started, self.last, self.damage)
         return self.known
+
+    def _unreadable(self, error: OSError) -> str:
+        reason = error.strerror or reason_of(error)  # without the path
+        return f"{self.path.name}: cannot be read ({reason}). Restore the file, or run anew."
 
     def _new_of(self, file: BinaryIO) -> bytes:
         """The whole lines that were not read before; all of them, where this is another file than before."""
@@ -115,9 +120,10 @@ class _Reader:
             event, time = from_json(record), float(record.get("time", self.last or 0.0))
             if not math.isfinite(time):
                 raise ValueError(f"time = {time}")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             self.damage = (
-                f"{self.path.name}: line {self.lines + 1} is damaged ({error!r:.200}); what follows is not shown."
+                f"{self.path.name}: line {self.lines + 1} is damaged ({reason_of(error)}), what follows is not shown. "
+                "Restore the file, or run anew."
             )
             return
         gap = 0.0

@@ -54,6 +54,7 @@ class Step:
         options: two to four answers.
         after: what the live panel shows once the answer is revealed; where nothing moves it is ``state``.
         find_out: works out what ``reveal`` says.
+        panels: what to look at before the answer, where those of the lesson would give it away; None: those.
     """
 
     text: str
@@ -62,6 +63,7 @@ class Step:
     options: tuple[str, ...]
     after: ExploreState
     find_out: Callable[[Explorer, Step], Reveal]
+    panels: tuple[str, ...] | None = None
 
     def reveal(self, explorer: Explorer) -> Reveal:
         """The right option, worked out from the explorer's weights.
@@ -105,8 +107,9 @@ def _step(
     find_out: Callable[[Explorer, Step], Reveal],
     *,
     after: ExploreState | None = None,
+    panels: tuple[str, ...] | None = None,
 ) -> Step:
-    return Step(text, state, question, tuple(options), after or state, find_out)
+    return Step(text, state, question, tuple(options), after or state, find_out, panels)
 
 
 def _curve(explorer: Explorer, state: ExploreState) -> KeepCurve:
@@ -184,15 +187,17 @@ WHERE = Lesson(
     ("microscope",),
     (
         _step(
-            "Magnitude pruning keeps the largest weights. The smallest that it keeps has the magnitude tau. You see "
-            "how many weights there are of each magnitude, around tau.",
+            "Magnitude pruning keeps the largest weights. The smallest that it keeps has the magnitude tau. Think of "
+            f"a layer of a trained network, {PAPER_LAYER.sparsity:.0%} of whose weights are to be pruned.",
             PAPER_LAYER,
-            "What share of all weights lies between 2/3 tau and 4/3 tau?",
+            "What share of all its weights lies between 2/3 tau and 4/3 tau?",
             NEAR,
             _near_tau,
+            panels=(),
         ),
         _step(
-            "Kept weights lie right of tau, pruned ones left of it. Drag tau a little and watch the sparsity.",
+            "You see how many weights there are of each magnitude around tau; magnitude pruning keeps those right of "
+            "it. Drag tau a little and watch the sparsity.",
             PAPER_LAYER,
             "Were tau 10 % lower: how many more weights would be kept?",
             FLIPS,
@@ -459,11 +464,13 @@ RANDOMNESS = Lesson(
             after=BASE.but(sweep="sparsity"),
         ),
         _step(
-            f"One sr for the whole network, {SHARED_RATIO.sampling_ratio:g}. The table lists its matrices.",
+            f"One sr for the whole network, {SHARED_RATIO.sampling_ratio:g}. It has three matrices, of 1,000 to 30,000 "
+            "weights.",
             SHARED_RATIO,
             "Which matrix gets the largest ir?",
             (LARGEST_MATRIX, MIDDLE_MATRIX, SMALLEST_MATRIX, ALL_EQUAL),
             _one_ratio,
+            panels=("randomness",),
         ),
         _step(
             f"Instead of sr one may ask for an ir: here {TARGET.target_ir:g}. The lab then solves for T, matrix by "
@@ -577,12 +584,13 @@ CHOOSING = Lesson(
     ("candidates",),
     (
         _step(
-            "At each stage several masks are tried and the best is taken. Here are the plain one and seven random "
-            "ones, each added up from 16 draws.",
+            "At each stage several masks are tried and the best is taken: here the plain one and seven random ones, "
+            "each added up from 16 draws. You see where chance decides.",
             EIGHT,
             "What share of the kept weights do two random masks have in common, on average?",
             SHARES,
             _in_common,
+            panels=("microscope",),
         ),
         _step(
             "Click a cell of the matrix to see where two masks differ.",

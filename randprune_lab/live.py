@@ -35,9 +35,10 @@ from randprune_lab.events import (
     Warned,
 )
 from randprune_lab.journal import Journal, read_journal
-from randprune_lab.methods import METHODS
+from randprune_lab.methods import planned_epochs
 from randprune_lab.metrics import METRICS
 from randprune_lab.status import Status
+from randprune_lab.status import read as read_record
 
 Row = dict[str, Any]
 LOG_BYTES, LOG_LINES = 16_384, 60
@@ -74,6 +75,8 @@ def live_view(folder: str | Path, *, now: float | None = None) -> Row:
 
 def _view(folder: Path, now: float) -> Row:
     journal, status, config = read_journal(folder), jobs.status(folder), store.read_config(folder)
+    record = read_record(folder)  # a run that is resumed says nothing before model and data are loaded
+    loads = record is not None and journal.last is not None and journal.last < record.queued_at / 1e9
     started = journal.newest(RunStarted)
     metric = METRICS[started.metric] if started else "accuracy"
     table = store.stage_rows(journal.events)
@@ -98,7 +101,7 @@ def _view(folder: Path, now: float) -> Row:
         "age": status.age,
         "is_live": status.is_live,
         "can_resume": status.can_resume,
-        "progress": _progress(journal, config, status, now),
+        "progress": _progress(journal, config, status, now, loads=loads),
         "ladder": {"rows": ladder, "sentence": charts.ladder_sentence(ladder, metric)},
         "lanes": {"rows": lanes, "sentence": _lanes_sentence(lanes, config)},
         "epochs": {"rows": epochs, "sentence": _epochs_sentence(epochs, config)},
@@ -159,20 +162,14 @@ def _reason(error: BaseException) -> str:
 # How far it is -------------------------------------------------------------------------------------------------------
 
 
-def planned_epochs(config: RunConfig) -> dict[str, int]:
-    """The epochs that a run trains at most: of the dense network, of judging candidates, of fine-tuning."""
-    candidates, stages = len(METHODS[config.method].candidates(config)), len(config.stages)
-    judging = candidates * config.emep_epochs if candidates > 1 else 0
-    return {"dense": config.dense_epochs, "judging": stages * judging, "tuning": stages * config.max_epochs}
-
-
-def _progress(journal: Journal, config: RunConfig, status: Status, now: float) -> Row:
+def _progress(journal: Journal, config: RunConfig, status: Status, now: float, *, loads: bool) -> Row:
+    """How far it is. ``loads``: it was resumed and does not train yet, so that no time counts."""
     plan = planned_epochs(config)
     trained, spent = _work(journal, config)
     done = _done(journal, config, plan, trained)
     finished = journal.newest(RunFinished) is not None
-    running = status.is_live and status.state != "queued" and journal.last is not None
-    since = max(now - (journal.last or now), 0.0) if running else 0.0
+    running = status.is_live and status.state != "queued"
+    since = max(now - journal.last, 0.0) if running and journal.last is not None and not loads else 0.0
     share = 1.0 if finished else sum(done.values()) / max(sum(plan.values()), 1)
     left = None if finished or journal.damage else _left(plan, done, trained, spent)
     left = None if left is None else max(left - since, 0.0)
@@ -286,7 +283,8 @@ def heartbeat_sentence(status: Status) -> str:
         return f"not running: {status.state}"
     if status.age is None:
         return "starting, no heartbeat yet"
-    return f"alive, {duration(status.age)} ago" if status.age < 10 else f"no heartbeat for {duration(status.age)}"
+    age = duration(status.age)
+    return f"alive, heartbeat {age} ago" if status.age < 10 else f"no heartbeat for {age}"
 
 
 # Its tables ----------------------------------------------------------------------------------------------------------
@@ -461,6 +459,9 @@ def _history_row(folder: Path) -> Row:
         **dict.fromkeys(("message", "task", "model", "method", "group", "stages", "metric", "note"), ""),
         **dict.fromkeys(("position", "seed", "sparsity", "compression", "score", "ir", "seconds", "started")),
     }
+    if not folder.name.isprintable():  # no page could show it, and no address hold it
+        name = "".join(sign if sign.isprintable() else "?" for sign in folder.name)
+        return unknown | {"name": name, "message": "Its folder's name has signs that cannot be shown. Rename it."}
     try:
         unknown["note"] = jobs.read_note(folder)
         return unknown | _known_of(folder)

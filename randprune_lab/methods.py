@@ -25,3 +25,10 @@ METHODS: dict[str, Method] = {
     "randomized": Method(candidates=lambda config: tuple(range(config.candidates))),
     "randomized-no-selection": Method(candidates=lambda _: (1,)),
 }
+
+
+def planned_epochs(config: RunConfig) -> dict[str, int]:
+    """The epochs that a run trains at most: of the dense network, of judging candidates, of fine-tuning."""
+    candidates, stages = len(METHODS[config.method].candidates(config)), len(config.stages)
+    judging = candidates * config.emep_epochs if candidates > 1 else 0
+    return {"dense": config.dense_epochs, "judging": stages * judging, "tuning": stages * config.max_epochs}

@@ -67,7 +67,7 @@ class Places:
     def names(self) -> list[str]:
         """What can be looked at: the demo, then the newest runs, then the models."""
         folders = self.runs.glob("*/events.jsonl")
-        runs = sorted((path.parent.name for path in folders), reverse=True)
+        runs = sorted((path.parent.name for path in folders if path.parent.name.isprintable()), reverse=True)
         models = sorted({f"{MODELS}{name}" for root in self.models for name in _models_in(root)})
         return [DEMO, *(f"{RUNS}{name}" for name in runs[:MOST]), *models[:MOST]]
 

@@ -52,9 +52,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # of many libraries
-            raise ValueError(
-                f"model = {name!r}: its tokenizer cannot be loaded ({reason_of(error)}). {OFFLINE}"
-            ) from error
+            raise _refusal(name, error, "its tokenizer ") from error
     if tokenizer.model_max_length > UNLIMITED:
         settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
         tokenizer.model_max_length = getattr(settings, "max_position_embeddings", None) or UNLIMITED
@@ -105,7 +103,7 @@ def load_network(
         try:
             settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # of many libraries
-            raise ValueError(f"model = {name!r}: cannot be loaded ({reason_of(error)}). {OFFLINE}") from error
+            raise _refusal(name, error) from error
         _check_head(name, settings, outputs, labels, images=images, trained=trained)
         if regression:
             heads["problem_type"] = "regression"
@@ -119,7 +117,7 @@ def load_network(
                 **heads,
             )
         except Exception as error:  # of many libraries
-            raise ValueError(f"model = {name!r}: cannot be loaded ({reason_of(error)}). {OFFLINE}") from error
+            raise _refusal(name, error) from error
     missing = [key for key in found["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
     blocks = [key for key in missing if "pooler" not in key]
     if blocks:
@@ -148,6 +146,14 @@ def _check_head(
         )
     if headed:
         _check_order(name, settings.id2label, labels)
+
+
+def _refusal(name: str, error: Exception, part: str = "") -> ValueError:
+    """Why a model cannot be had, and what to do."""
+    reason = reason_of(error)
+    if "couldn't connect to" in reason:  # it goes on about addresses
+        reason = "it is neither in a folder nor in the cache here, and the Hub cannot be reached"
+    return ValueError(f"model = {name!r}: {part}cannot be loaded ({reason}). Check the spelling. {OFFLINE}")
 
 
 def _check_place(name: str) -> None:

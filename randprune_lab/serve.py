@@ -59,6 +59,7 @@ def serve(port: int = PORT, *, runs: Path, models: Sequence[Path] = (), browser:
         raise ValueError(f"--runs {runs}: is no folder. Pass another, it is made where it is missing.")
     _check_port(port)
     os.environ["RANDPRUNE_RUNS"] = str(runs.absolute())
+    os.environ.setdefault("RANDPRUNE_CACHE", str(runs.absolute() / ".cache"))  # nothing is written elsewhere
     os.environ["RANDPRUNE_MODELS"] = os.pathsep.join(str(folder.absolute()) for folder in models)
     if browser:
         threading.Thread(target=_open_browser, args=(port,), daemon=True).start()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from randprune_lab.checks import check_option
+from randprune_lab.checks import check_option, rule_of
 from randprune_lab.config import (
     Candidates,
     Control,
@@ -126,10 +126,11 @@ class ExploreState(pydantic.BaseModel):
                 cls.model_validate({name: value})
                 good[name] = value
             except (pydantic.ValidationError, RecursionError) as error:
-                reason = str(error.errors()[0]["msg"]) if isinstance(error, pydantic.ValidationError) else "too deep"
+                reason = rule_of(error.errors()[0]) if isinstance(error, pydantic.ValidationError) else "too deep"
                 default = cls.model_fields[name].default
-                reason = reason.removeprefix("Value error, ")[:LONGEST_REASON]
-                notices.append(f"{name} = {_short(value)}: {reason}; {default!r} is used instead.")
+                if not reason.startswith(f"{name} = "):  # our own rules name the value themselves
+                    reason = f"{name} = {_short(value)}: {reason}"
+                notices.append(f"{reason[:LONGEST_REASON].rstrip('.')}; {default!r} is used instead.")
         return cls.model_validate(good), notices
 
     def to_query(self) -> str:

@@ -230,6 +230,7 @@ class Attended:
     def __enter__(self) -> Attended:
         with queue_lock(self.folder.parent):
             found = read(self.folder)
+            # Of a virtual environment on Windows our parent is what was started.
             expected = found is not None and self._queued and found.pid in (None, os.getpid(), os.getppid())
             if not expected and is_live(self.folder):
                 raise ValueError(f"{self.folder}: another process works on this run, or waits to. Stop it first.")
@@ -258,7 +259,8 @@ class Attended:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._over.set()
-        signal.signal(signal.SIGINT, lambda *_: None)  # one that is on its way would leave the last word unsaid
+        for number in self._handlers:  # one that is on its way would leave the last word unsaid
+            signal.signal(number, lambda *_: None)
         self._watcher.join()
         if error is None:
             self._end("finished", self.record.message)

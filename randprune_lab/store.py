@@ -22,17 +22,19 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
+import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from randprune_lab.checks import problem_of
 from randprune_lab.config import FREE, RunConfig
 from randprune_lab.events import (
     CandidateScored,
@@ -175,9 +177,9 @@ def _lines(folder: Path) -> list[Event]:
     for number, line in enumerate(lines, start=1):
         try:
             events.append(from_json(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{journal}: line {number} is damaged ({error!r}). Restore the file, or run anew."
+                f"{journal}: line {number} is damaged ({reason_of(error)}). Restore the file, or run anew."
             ) from error
     return events
 
@@ -205,12 +207,33 @@ def read_config(folder: str | Path) -> RunConfig:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
+        if any((Path(folder) / name).exists() for name in ("events.jsonl", "status.json")):
+            raise ValueError(f"{path}: is not there, but what else belongs to a run is. Restore it, or run anew.")
         raise ValueError(f"{folder}: no run is there (no config.json). See randprune runs for those that are.")
     try:
         return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{path}: {_unlike_ours(error.errors())}") from error
     except ValueError as error:
-        reason = reason_of(error).split(" [type=")[0]
-        raise ValueError(f"{path}: is no configuration of a run ({reason}). Restore it, or run anew.") from error
+        raise ValueError(
+            f"{path}: is no configuration of a run ({reason_of(error)}). Restore it, or run anew."
+        ) from error
+
+
+def _unlike_ours(problems: Sequence[Mapping[str, Any]]) -> str:
+    """What pydantic found wrong with a configuration, and what to do."""
+    given = problems[0]["input"]
+    unknown = [name for name in given if name not in RunConfig.model_fields] if isinstance(given, dict) else []
+    if unknown:
+        return (
+            f"a newer version wrote it, this one knows no setting {unknown[0]!r:.60}. Update: "
+            "pip install -U randprune-lab."
+        )
+    reason = problem_of(problems[0]).rstrip(".")[:300]
+    return (
+        f"is no configuration of a run as this version knows them ({reason}). Restore it, run anew, or, if a newer "
+        "version wrote it, update: pip install -U randprune-lab."
+    )
 
 
 def last_checkpoint(folder: str | Path) -> Checkpoint | None:
@@ -223,8 +246,7 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
     """
     folder = Path(folder)
     events = _lines(folder)
-    if not events and _checkpoints(folder):
-        raise ValueError(f"{folder}: has checkpoints, but no events (events.jsonl). Restore that file, or run anew.")
+    _check_whole(folder, events)
     if not events:
         return None
     told = _told(events)
@@ -257,6 +279,12 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
             data=data,
         )
     return Checkpoint(Progress(), {}, recorded=len(events), damaged=tuple(damaged), config=config, data=data)
+
+
+def _check_whole(folder: Path, events: Sequence[Event]) -> None:
+    """Checkpoints stand on events."""
+    if not events and _checkpoints(folder):
+        raise ValueError(f"{folder}: has checkpoints, but no events (events.jsonl). Restore that file, or run anew.")
 
 
 def _judged(told: list[tuple[int, Event]], stands: int, progress: Progress) -> list[tuple[int, Event]]:
@@ -507,6 +535,7 @@ def _summary_of(folder: Path) -> RunSummary:
 def summary(folder: Path) -> RunSummary:
     """How far a run is, from its files alone."""
     told = story(folder)
+    _check_whole(folder, told)
     done = [event for event in told if event.kind == "stage_finished"]
     finished = any(event.kind == "run_finished" for event in told)
     last: Any = done[-1] if done else None

@@ -1,25 +1,30 @@
-"""What a person reads in a terminal: one line of text or of an error, and the tables of each command."""
+"""What a person reads in a terminal: a line of text or of an error, the tables of each command, the bar of a run."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from randprune_lab.checks import problem_of
 
 if TYPE_CHECKING:
     from randprune_lab.bench import Claim, Measurement
     from randprune_lab.config import RunConfig
+    from randprune_lab.events import Event
     from randprune_lab.packing import PackedSizes
     from randprune_lab.state import ExploreState
     from randprune_lab.status import Status
@@ -55,10 +60,8 @@ def _one_line(error: Any) -> str:
 
 
 def _of_field(part: Mapping[str, Any]) -> str:
-    """What pydantic says of one field. Our own rules name the value themselves, its own do not."""
-    text = str(part["msg"]).removeprefix("Value error, ")
-    name = ".".join(map(str, part["loc"]))
-    return text if part["type"] == "value_error" else f"{name} = {part['input']!r}: {text}. Pass another value."
+    """What pydantic found in one field. Our own rules name the fix themselves."""
+    return problem_of(part) if part["type"] == "value_error" else f"{problem_of(part)}. Pass another value."
 
 
 def _printable(text: str) -> str:
@@ -168,8 +171,11 @@ def shown_state(status: Status) -> str:
     """A run's state, with the place of one that is queued."""
     if status.position is None:
         return status.state
-    ordinal = {1: "next", 2: "2nd", 3: "3rd"}.get(status.position, f"{status.position}th")
-    return f"{status.state}, {ordinal}"
+    if status.position == 1:
+        return f"{status.state}, next"
+    teen = status.position % 100 in (11, 12, 13)
+    ending = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(status.position % 10, "th")
+    return f"{status.state}, {status.position}{ending}"
 
 
 def print_tensors(model: str, state: ExploreState, rows: Sequence[TensorRow], *, draws: int) -> None:
@@ -252,3 +258,88 @@ def print_claims(seeds: int, rows: list[Claim]) -> None:
         "epochs: of fine-tuning a stage (imp-matched trains as many more as judging takes). At few epochs part of "
         "every gap is under-training."
     )
+
+
+def _named(sizes: Mapping[str, int], most: int = 6) -> str:
+    """The first names with their numbers of weights."""
+    names = [f"{name} ({size:,})" for name, size in sizes.items()]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def epochs_of(event: Event, config: RunConfig) -> int:
+    """How many of a run's planned epochs an event ends."""
+    return {"epoch_finished": 1, "candidate_scored": config.emep_epochs}.get(event.kind, 0)
+
+
+class Display:
+    """A bar on standard error: what is being trained, how far it is, how long it will take."""
+
+    def __init__(self, total: int, *, quiet: bool, done: int = 0) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed} of {task.total}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self.quiet = quiet
+        self.bar = self.progress.add_task("starting", total=total, completed=done)
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def tell(self, text: str, *, quietly: bool = False) -> None:
+        """A line above the bar; ``quietly`` not where only JSON is wanted."""
+        if quietly and self.quiet:
+            return
+        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def follow(self, folder: Path, config: RunConfig, events: Iterator[Event]) -> None:
+        """Show a run until it ends. When it is stopped or fails, say how to go on."""
+        name = config.control or config.method
+        hint = f"Go on with: randprune resume {shlex.quote(str(folder))}"
+        self.tell(f"{name}: {folder}", quietly=True)
+        try:
+            self._show(folder, name, config, events)
+        except KeyboardInterrupt:
+            self.progress.stop()
+            say(f"stopped. {hint}", error=True)
+            sys.exit(130)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be written ({error}). What was saved is intact. {hint}") from error
+        except RuntimeError as error:
+            from randprune_lab.training import OutOfMemory
+
+            if isinstance(error, OutOfMemory):
+                raise ValueError(f"{error} {hint} --wave 1") from error
+            raise ValueError(f"{error} The run stopped; what was saved lies in {folder}.") from error
+
+    def _show(self, folder: Path, name: str, config: RunConfig, events: Iterator[Event]) -> None:
+        from randprune_lab.status import Attended
+
+        stages = len(config.stages)
+        # A page, too, sees this run and can stop it.
+        with Attended(folder), contextlib.closing(events):  # type: ignore[type-var]
+            for event in events:
+                match event.to_json():
+                    case {"kind": "candidate_scored", "stage": stage, "candidate": candidate}:
+                        doing = f"stage {stage} of {stages}, mask {candidate + 1} of {config.candidates} judged"
+                    case {"kind": "epoch_finished", "phase": "dense", "epoch": epoch}:
+                        doing = f"dense, epoch {epoch} of {config.dense_epochs}"
+                    case {"kind": "epoch_finished", "stage": stage, "epoch": epoch}:
+                        doing = f"stage {stage} of {stages}, epoch {epoch} of {config.max_epochs}"
+                    case {"kind": "run_started", "prunable": prunable}:
+                        self.tell(f"prunes {len(prunable)} of its tensors: {_named(prunable)}", quietly=True)
+                        continue
+                    case {"kind": "warned", "text": text}:
+                        self.tell(f"warning: {text}")
+                        continue
+                    case _:
+                        continue
+                self.progress.update(self.bar, description=f"{name}: {doing}", advance=epochs_of(event, config))

@@ -25,7 +25,7 @@ from randprune_lab.status import Attended
 if TYPE_CHECKING:
     from randprune_lab.events import Event, Score
 
-_LOOK, _SELDOM = 0.3, 3.0  # seconds between looks at the queue: of the first in it, and of those far behind
+_LOOK, _SELDOM = 0.3, 10.0  # seconds between looks at the queue: of the first in it, and of those far behind
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

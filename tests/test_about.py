@@ -25,6 +25,12 @@ def test_versions_folders_and_slots(tmp_path, monkeypatch):
     assert "--models" in values(facts(Places(tmp_path)), "value")["models and data are read from"]
 
 
+def test_a_number_of_slots_that_is_none_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANDPRUNE_SLOTS", "many")
+    said = values(facts(Places(tmp_path)), "value")["runs at a time (slots)"]
+    assert said.startswith("RANDPRUNE_SLOTS = 'many': must be a whole number")
+
+
 def test_what_is_at_hand(tmp_path, monkeypatch):
     hub = tmp_path / "hub"
     (hub / "models--org--encoder" / "snapshots" / "abc").mkdir(parents=True)

@@ -234,7 +234,9 @@ def test_the_estimate_comes_and_a_model_that_is_nowhere_is_said(opened):
     assert "All 2, one after another: about " in text
     fill(test, {"task": "glue/rte"})
     fill(test, {"model": "some/model-that-is-nowhere"})
-    assert "some/model-that-is-nowhere" in waited(test, lambda: [element.value for element in test.error])[0]
+    said = waited(test, lambda: [element.value for element in test.error])[0]
+    assert "some/model-that-is-nowhere" in said
+    assert "the Hub cannot be reached). Check the spelling. Without a network, pass a folder" in said
     assert start_button(test).disabled
 
 

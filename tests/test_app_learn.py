@@ -76,7 +76,10 @@ def test_predict_then_look(learn, explorer, lesson, step):
     assert [title(page), page.radio[0].options] == [LESSONS[lesson].title, list(asked.options)]
     assert asked.text in words(page)
     assert found.sentence not in words(page)
-    assert on_screen(page, lesson, step) == asked.state
+    if asked.panels is None:
+        assert on_screen(page, lesson, step) == asked.state
+    else:  # the panels would give the answer away
+        assert f"learn-{lesson}-{step}.shown" not in page.session_state
     assert is_off(page, "Reveal")
     page.radio[0].set_value(found.option).run()
     assert found.sentence not in words(page)

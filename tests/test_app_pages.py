@@ -127,7 +127,7 @@ def test_pages_of_one_run_in_every_state(runs, name, state):
     assert not page.exception
     text = words(page)
     if name == "run":
-        told = {"queued": "position 2", "running": "alive, 1 s ago", "failed": "the loss became NaN"}
+        told = {"queued": "position 2", "running": "alive, heartbeat 1 s ago", "failed": "the loss became NaN"}
         told |= {"stopped": "Stands at", "finished": "One seed: not a result"}
         assert told.get(state, "damaged") in text
         assert ("Stop" in text) == (state in ("queued", "running"))

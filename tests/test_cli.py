@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from randprune_lab import bench, jobs, status, store
+from randprune_lab import bench, jobs, status, store, terminal
 from randprune_lab.checks import keep_count
 from randprune_lab.config import RunConfig
 from randprune_lab.masks import unpack
@@ -194,7 +194,7 @@ def test_claims_pair_the_methods_by_seed():
         (["bench", "--repeats", "0"], ["--repeats", "0"]),
         (["ran"], ["ran", "run"]),
         (["explore"], ["model", "randprune explore --help"]),
-        (["run", "--seed", "one"], ["seed = 'one'", "integer"]),
+        (["run", "--seed", "one"], ["seed = 'one'", "whole number"]),
         (["run", "--methd", "imp"], ["--methd", "--method"]),
         (["run", "--method", "imq"], ["method = 'imq'", "Did you mean 'imp'"]),
         (["run", "--task", "mnits"], ["task = 'mnits'", "digits"]),
@@ -204,7 +204,7 @@ def test_claims_pair_the_methods_by_seed():
         (["run", "--stages", "0.5,0.9999"], ["0.9999", "4.weight"]),
         (["run", "--exclude", "zzz"], ["'zzz'", "0.weight"]),
         (["run", "--config", "nowhere.toml"], ["nowhere.toml", "TOML"]),
-        (["resume", "nowhere"], ["nowhere", "no run is there"]),
+        (["resume", "nowhere"], ["nowhere", "no such run"]),
         (["report", "nowhere"], ["nowhere", "no run is there"]),
     ],
 )
@@ -280,7 +280,7 @@ def test_runs_in_the_background_are_listed_stopped_and_resumed(waiting, command)
     assert code == 2
     assert "stopped" in out
     shutil.rmtree(waiting / "taken")
-    code, out, err = command("resume", second, "--detach", "--json")
+    code, out, err = command("resume", second.name, "--detach", "--json")
     assert code == 0, err
     assert json.loads(out)["runs"][0]["folder"] == str(second)
     assert jobs.wait(second, timeout=120).state == "finished"
@@ -297,7 +297,7 @@ def test_runs_in_the_background_are_listed_stopped_and_resumed(waiting, command)
         (["run", "--detach", "--task", "mnits"], ["task = 'mnits'", "digits"]),
         (["run", "--detach", "--stages", "0.9,0.5"], ["rise strictly"]),
         (["run", "--detach", "--model", "object"], ["Python"]),
-        (["resume", "nowhere", "--detach"], ["nowhere", "no run is there"]),
+        (["resume", "nowhere", "--detach"], ["nowhere", "no such run"]),
         (["stop", "nowhere"], ["nowhere", "randprune runs"]),
     ],
 )
@@ -348,3 +348,10 @@ def test_failed_and_damaged_runs_are_listed_with_their_reasons(command, monkeypa
     assert [line for line in out.splitlines() if line.startswith(f"{name}: ") and "learning" in line], (out, err)
     assert [line for line in out.splitlines() if line.split()[:2] == ["bad", "damaged"]]
     assert [line for line in out.splitlines() if line.startswith("bad: ") and "config.json" in line]
+
+
+@pytest.mark.parametrize(
+    ("place", "word"), [(1, "next"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (21, "21st"), (112, "112th")]
+)
+def test_places_in_the_queue(place, word):
+    assert terminal.shown_state(status.Status("queued", position=place)) == f"queued, {word}"

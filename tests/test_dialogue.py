@@ -1,6 +1,7 @@
 """The conversation behind panels 1 to 4, without any front-end."""
 
 import json
+import shutil
 import threading
 import time
 
@@ -263,3 +264,37 @@ def test_masks_that_were_drawn_on_another_device_are_not_those_on_screen(going_o
     journal = folder / "events.jsonl"
     journal.write_text(journal.read_text().replace('"device": "cpu"', '"device": "cuda:0"'))
     assert open_source(folder).scores(1).asked == 0
+
+
+@pytest.mark.parametrize("damage", ["journal", "folder"])
+def test_what_is_damaged_or_deleted_while_one_looks_is_said_once(damage, going_on):
+    folder, *_ = going_on
+    talk, _ = begun(folder)
+    wait_until(lambda: not talk.pending)
+    if damage == "journal":
+        (folder / "events.jsonl").write_text("{\n")
+    else:
+        shutil.rmtree(folder)
+    talk.asked(question(talk, more=True))
+    wait_until(lambda: not talk.pending)
+    (notice,) = talk.parts["quick"]["notices"]
+    assert "events.jsonl" in notice["text"]
+
+
+def test_slow_work_outlives_a_model_that_cannot_be_opened(weights, monkeypatch):
+    """It closes between the question and the work on it: others are worked on all the same."""
+    talk, _ = begun(weights)
+    rest(talk)
+    real = talk._work_on
+
+    def late(*given):
+        talk.explorer = None
+        real(*given)
+
+    monkeypatch.setattr(talk, "_work_on", late)
+    talk.asked(moved(talk, power=2.0))
+    wait_until(lambda: not talk.pending)
+    monkeypatch.undo()
+    talk.refresh()
+    rest(talk)
+    assert talk.parts["sweep"]["key"] == talk.parts["quick"]["keys"]["sweep"]

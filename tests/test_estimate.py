@@ -16,6 +16,7 @@ from randprune_lab import store
 from randprune_lab.config import RunConfig
 from randprune_lab.engine import prune
 from randprune_lab.estimate import Asking, Estimate, estimate
+from randprune_lab.files import free_disk
 from randprune_lab.outcome import conclude
 from tests.small import small
 
@@ -93,7 +94,7 @@ def test_the_sentence():
 
 def test_it_warns_where_memory_or_disk_will_not_do(monkeypatch):
     assert estimate(RunConfig(**TINY)).warnings == ()
-    monkeypatch.setattr(estimates, "_free_disk", lambda _: 1000)
+    monkeypatch.setattr(estimates, "free_disk", lambda _: 1000)
     monkeypatch.setattr(estimates, "free_memory", lambda _: -(2**50))
     disk, memory = estimate(RunConfig(**TINY)).warnings
     assert "1 kB free, the run needs up to " in disk
@@ -101,7 +102,7 @@ def test_it_warns_where_memory_or_disk_will_not_do(monkeypatch):
 
 
 def test_the_free_disk_of_a_folder_that_is_not_there_yet(tmp_path):
-    assert estimates._free_disk(tmp_path / "a" / "b") > 0
+    assert free_disk(tmp_path / "a" / "b") > 0
 
 
 # ---- it checks all and changes nothing
@@ -200,6 +201,12 @@ def test_asking():
     assert asking.poll() is told
     asking.cancel()
     assert asking.poll() is told
+
+
+def test_files_of_the_working_folder_are_no_modules(tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(answer_of(Asking(small())), Estimate)
 
 
 def test_asking_for_what_cannot_be():

@@ -235,6 +235,8 @@ def test_a_batch_that_says_nothing_is_refused():
         forms.batch(RunConfig(method="imp"), ["imp"])
     with pytest.raises(ValueError, match="seeds = 0: must be from 1 to 100"):
         forms.batch(RunConfig(), seeds=0)
+    with pytest.raises(ValueError, match="102 runs at once: at most 100"):
+        forms.batch(RunConfig(), ["imp"], seeds=51)
     with pytest.raises(ValueError, match=r"seed = \d+: must be at most"):
         forms.batch(RunConfig(seed=2**53), seeds=2)
     for method in ("imp", "randomized", "randomized-no-selection"):

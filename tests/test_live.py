@@ -5,8 +5,10 @@ import io
 import itertools
 import json
 import math
+import os
 import shutil
 import statistics
+import sys
 import time
 import zipfile
 from xml.etree import ElementTree
@@ -23,7 +25,8 @@ from randprune_lab import charts, comparing, curves, figures, jobs, live, pictur
 from randprune_lab import journal as journals
 from randprune_lab.config import RunConfig, controls
 from randprune_lab.histogram import MagnitudeHistogram
-from randprune_lab.status import Status
+from randprune_lab.places import Places
+from randprune_lab.status import Record, Status, write
 
 PARTS = {"progress", "ladder", "lanes", "epochs", "near", "log"}
 
@@ -208,7 +211,9 @@ def test_time_left_is_told_from_the_pace(runs, tmp_path, monkeypatch):
     later = live.live_view(folder, now=done[-1]["time"] + 4)
     assert later["progress"]["left"] == pytest.approx(10 * left - 4)
     assert later["progress"]["elapsed"] == done[-1]["time"] + 4
-    assert later["heartbeat"] == "alive, 0 s ago"
+    assert later["heartbeat"] == "alive, heartbeat 0 s ago"
+    write(folder, Record(state="running", queued_at=int(1e9 * (done[-1]["time"] + 1))))  # resumed, and still loading
+    assert live.live_view(folder, now=done[-1]["time"] + 99)["progress"]["elapsed"] == done[-1]["time"]
 
 
 def test_who_is_judged_now(runs, tmp_path, monkeypatch):
@@ -345,7 +350,46 @@ def test_a_configuration_of_another_version(runs, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     view, rows, _ = check_views(folder, [runs / "random-1"])
     assert view["status"] == rows["newer"]["status"] == "damaged"
-    assert "invented_later" in view["damage"] + view["message"]
+    assert "a newer version wrote it, this one knows no setting 'invented_later'. Update" in view["damage"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", b'{"candidates": "many"}', "(candidates = 'many': must be a whole number)"),
+        ("config.json", b"[1]", "(must be an object, settings by name)"),
+        ("config.json", b"\xff\xfe", "(it is no text)"),
+        ("events.jsonl", b"\xff\xfe\x00\n", "line 1 is damaged (it is no text)"),
+        ("events.jsonl", b"null\n", "line 1 is damaged (it is no event)"),
+        ("events.jsonl", b'{"kind": "leap"}\n', "this version knows no event 'leap': if a newer one wrote it, update"),
+        ("events.jsonl", b'{"kind": "stage_started"}\n', "(it is not what an event 'stage_started' holds)"),
+        ("events.jsonl", b"", "has checkpoints, but no events"),
+    ],
+)
+def test_damage_is_told_in_words(runs, tmp_path, name, content, said):
+    folder = copied(runs / "random-0", tmp_path / "runs" / "run")
+    (folder / name).write_bytes(content)
+    view, rows, _ = check_views(folder, [runs / "random-1"])
+    assert view["status"] == rows["run"]["status"] == "damaged"
+    for text in (view["damage"] or view["message"], rows["run"]["message"]):
+        assert said in text
+        assert "Restore" in text
+        assert not any(word in text for word in ("Input should", "validation error", "Error("))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+@pytest.mark.parametrize("name", [b"new\nline", b"bad-\xff"])
+def test_a_name_that_cannot_be_shown_harms_no_other(runs, tmp_path, name):
+    copied(runs / "random-0", tmp_path / "runs" / os.fsdecode(name))
+    copied(runs / "random-0", tmp_path / "runs" / "whole")
+    rows = {row["name"]: row for row in live.history_rows(tmp_path / "runs")}
+    assert json.dumps(list(rows), ensure_ascii=False).encode()
+    assert rows.pop("whole")["status"] == "finished"
+    ((shown, row),) = rows.items()
+    assert "?" in shown
+    assert row["status"] == "damaged"
+    assert "Rename it" in row["message"]
+    assert Places(tmp_path / "runs").names() == ["demo", "runs/whole"]
 
 
 # History -------------------------------------------------------------------------------------------------------------
@@ -435,6 +479,8 @@ def test_verdicts():
     assert (row["difference"], row["verdict"]) == (pytest.approx(0.105), "beyond noise")
     (unclear,) = figures.difference_rows({"a": {**ours, 1: table(0.9, 0.9)}, "b": theirs})
     assert unclear["verdict"] == "within noise"
+    (chance,) = figures.difference_rows({"a": ours, "b": {0: table(0.9, 0.7), 1: table(0.9, 0.71)}})
+    assert (chance["difference"], chance["verdict"]) == (pytest.approx(0.1), "too few seeds: not a result")
     (equal,) = figures.difference_rows({"a": ours, "b": ours})
     assert (equal["difference"], equal["verdict"]) == (0, "within noise")
     assert comparing.difference_sentence(equal) == (
@@ -489,7 +535,7 @@ def test_lines_of_one_method_are_told_apart(runs, tmp_path):
     config = store.read_config(other).model_copy(update={"power": 9.0})
     (other / "config.json").write_text(config.model_dump_json())
     view = live.compare_view([runs / "random-0", other])
-    assert [run["label"] for run in view["runs"]] == ["randomized, power 5.0", "randomized, power 9.0"]
+    assert [run["label"] for run in view["runs"]] == ["randomized (power 5.0)", "randomized (power 9.0)"]
 
 
 # To take away --------------------------------------------------------------------------------------------------------

@@ -180,6 +180,8 @@ def test_wheel_works_elsewhere(tmp_path):
         archive.extractall(tmp_path / "elsewhere")
         names = archive.namelist()
     assert "randprune_lab/py.typed" in names
+    app = {path.relative_to(ROOT / "app").as_posix() for path in (ROOT / "app").rglob("*.py")}
+    assert {f"randprune_lab/app/{name}" for name in (*app, ".streamlit/config.toml")} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests")]
     (entry_points,) = (tmp_path / "elsewhere").glob("*.dist-info/entry_points.txt")
@@ -187,13 +189,15 @@ def test_wheel_works_elsewhere(tmp_path):
     code = """
 import json, sys, randprune_lab
 from randprune_lab.cli import main
+from randprune_lab.serve import app_file
 import torch
 weight = torch.arange(1.0, 9.0)
-print(json.dumps([randprune_lab.__file__, randprune_lab.magnitude_mask(weight, 0.5).tolist()]))
+files = [randprune_lab.__file__, str(app_file())]
+print(json.dumps([files, randprune_lab.magnitude_mask(weight, 0.5).tolist()]))
 """
     shown = subprocess.check_output(
         [sys.executable, "-P", "-c", code], text=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "elsewhere")}
     )
-    file, mask = json.loads(shown)
-    assert Path(file).is_relative_to(tmp_path / "elsewhere")
+    files, mask = json.loads(shown)
+    assert all(Path(file).is_relative_to(tmp_path / "elsewhere") for file in files)
     assert mask == [False] * 4 + [True] * 4

@@ -48,8 +48,7 @@ def scores(view: dict[str, Any]) -> None:
         if any(row["low"] is not None for row in view["differences"]["rows"]):
             draw(curves.differences_chart, view["differences"]["rows"], view["metric"])
         with st.expander("All differences"):
-            percent = {"difference": st.column_config.NumberColumn(format="percent")}
-            table(view["differences"]["rows"], column_config=percent)
+            table(view["differences"]["rows"])
 
 
 def agreement(view: dict[str, Any]) -> None:
@@ -77,7 +76,7 @@ else:
         st.error(f"{run['name']}: {run['message']}")
     if view["runs"]:
         scores(view)
-        st.subheader("What they do otherwise", anchor=False)
+        st.subheader("In which settings do they differ?", anchor=False)
         st.write(view["settings"]["sentence"])
         if view["settings"]["rows"]:
             rows = view["settings"]["rows"]

@@ -26,6 +26,8 @@ def _asked_for() -> tuple[ExploreState, list[str]]:
     query = st.query_params.to_dict()
     state, notices = ExploreState.from_query(urllib.parse.urlencode(query))
     state = state if query else on_screen(KEY) or state
+    if state == ExploreState():  # its sr is made for BERT: here it would ask for less than one mask
+        state = state.but(randomness="fixed")
     return state if state.model else state.but(model=DEMO), notices
 
 

@@ -14,11 +14,11 @@ from randprune_lab import jobs, live
 COLUMNS = [
     "name",
     "status",
+    "score",
+    "metric",
     "stages",
     "sparsity",
     "compression",
-    "score",
-    "metric",
     "ir",
     "work",
     "started",

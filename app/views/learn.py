@@ -68,7 +68,11 @@ def _ask(lesson: int, step: int) -> str | None:
         disabled=place in revealed,
     )
     if place not in revealed and st.button(
-        "Reveal", type="primary", disabled=predicted is None, help="Choose an answer first."
+        "Reveal",
+        type="primary",
+        disabled=predicted is None,
+        help="Choose an answer first." if predicted is None else None,
+        key=f"reveal-{place}",
     ):
         revealed[place] = predicted
         st.rerun()
@@ -96,10 +100,16 @@ def _onwards(lesson: int, step: int, done: bool) -> None:
             st.button("Next lesson", disabled=not done, on_click=_go, args=(lesson + 1, 0), key="next")
 
 
-def _look(lesson: int, step: int, state: ExploreState) -> None:
+def _look(lesson: int, step: int, predicted: str | None) -> None:
     """The live panels, and the ways back to the lesson's state and on to Explore."""
-    key = f"learn-{lesson}-{step}"
-    shown = live_panel(state, key=key, panels=LESSONS[lesson].panels)
+    asked, panels, key = LESSONS[lesson].steps[step], LESSONS[lesson].panels, f"learn-{lesson}-{step}"
+    if predicted is None and asked.panels is not None:
+        panels, key = asked.panels, f"{key}-before"
+    if not panels:
+        st.caption("The live panel comes with the answer: now it would give it away.")
+        return
+    state = asked.state if predicted is None else asked.after
+    shown = live_panel(state, key=key, panels=panels)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Set the lesson's state again",
@@ -113,7 +123,6 @@ def _show() -> None:
     lesson = _number("lesson", len(LESSONS))
     taught = LESSONS[lesson]
     step = _number("step", len(taught.steps))
-    asked = taught.steps[step]
     _choose_lesson(lesson)
     st.markdown(f"**{taught.title}.** {taught.goal}")
     st.progress((step + 1) / len(taught.steps), f"Step {step + 1} of {len(taught.steps)}")
@@ -126,7 +135,7 @@ def _show() -> None:
         else:
             _judge(_reveal(lesson, step), predicted)
         _onwards(lesson, step, predicted is not None)
-    _look(lesson, step, asked.state if predicted is None else asked.after)
+    _look(lesson, step, predicted)
 
 
 page("Learn", "Five short lessons on a network that the lab has trained itself. Predict before you look.")

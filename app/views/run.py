@@ -130,7 +130,7 @@ def _header(view: dict[str, Any]) -> None:
     color, icon = BADGES.get(view["status"], ("gray", ":material/help:"))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.badge(view["status"], color=color, icon=icon)  # type: ignore[arg-type]
-        if view["is_live"]:
+        if view["is_live"] and view["status"] != "queued":
             st.caption(view["heartbeat"])
     if view["progress"]["sentence"]:
         st.progress(view["progress"]["share"], text=view["progress"]["sentence"])

@@ -75,12 +75,14 @@ class Lab:
             f"--ServerApp.root_dir={folder}",
             "--LabApp.expose_app_in_browser=True",
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-            "--LabApp.news_url=None",
         ]
         places = {
             name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
         }
         env = {**os.environ, **places, "OMP_WAIT_POLICY": "PASSIVE", "IPYTHONDIR": str(folder / "ipython")}
+        settings = Path(places["JUPYTER_CONFIG_DIR"]) / "labconfig" / "default_setting_overrides.json"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}))
         self.log = (folder / "lab.log").open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *arguments], env=env, stdout=self.log, stderr=subprocess.STDOUT
