@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,15 +19,23 @@ def places() -> Places:
     return Places.of_environment()
 
 
+def plain(text: object) -> str:
+    """Text of files, addresses and errors as it stands.
+
+    Streamlit takes text for markdown: a picture in a run's name would have the browser ask whatever host it names.
+    """
+    return re.sub(r"([\\`*_\[\]<>#$~|]|:(?=\S))", r"\\\1", " ".join(str(text).split()))
+
+
 def page(title: str, intro: str) -> None:
-    """What every page begins with."""
-    st.title(title, anchor=False)
+    """What every page begins with; ``intro`` is markdown, ``title`` is not."""
+    st.title(plain(title), anchor=False)
     st.markdown(intro)
 
 
-def said(error: Exception) -> None:
+def said(error: object) -> None:
     """An error as its one sentence."""
-    st.error(" ".join(str(error).split())[:1000] or type(error).__name__)
+    st.error(plain(str(error)[:1000]) or type(error).__name__)
 
 
 def open_page(name: str, **query: str) -> NoReturn:
@@ -38,7 +47,7 @@ def link(label: str, page: str, *, help: str | None = None, **query: Any) -> Non
     """A link to another page, with this query in the URL."""
     texts: Mapping[str, str] = {key: str(value) for key, value in query.items()}
     icon = ":material/arrow_forward:"  # without it a link looks like any text
-    st.page_link(PAGES / f"{page}.py", label=label, icon=icon, help=help, query_params=texts)
+    st.page_link(PAGES / f"{page}.py", label=plain(label), icon=icon, help=help, query_params=texts)
 
 
 def is_dark() -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from common import open_page, places, said
+from common import open_page, places, plain, said
 
 from randprune_lab import forms, jobs, store
 from randprune_lab.config import RunConfig
@@ -83,7 +83,7 @@ def _seen(query: Mapping[str, str]) -> Settings:
     wish = urllib.parse.urlencode({name: value for name, value in query.items() if name not in ("launch", "preset")})
     state, notices = ExploreState.from_query(wish)
     for notice in notices:
-        st.warning(notice)
+        st.warning(plain(notice))
     config = None
     if state.model.startswith(RUNS):
         try:
@@ -207,7 +207,7 @@ def _cost(runs: list[RunConfig], problem: str) -> None:
         label = f"Start {len(runs)} runs" if len(runs) > 1 else "Start"
         start = st.button(label, icon=":material/play_arrow:", type="primary", disabled=bool(problem))
         if problem:
-            st.error(problem)
+            said(problem)
         else:
             st.fragment(_estimate, run_every=1 if answer is None else None)(runs, answer is None)
     if start:
@@ -218,7 +218,8 @@ def _summary(runs: list[RunConfig], values: Settings, preset: str) -> None:
     """What was changed, by the names of this app, and the command lines."""
     changed = forms.changes(forms.parse(_counted(values)), preset)
     if changed:
-        st.caption(f"Other than preset {preset}: " + "; ".join(f"{name} {value}" for name, value in changed.items()))
+        changes = "; ".join(f"{name} {value}" for name, value in changed.items())
+        st.caption(f"Other than preset {preset}: {plain(changes)}")
     with st.expander("The same from a terminal"):
         st.code("\n".join(forms.as_commands(runs)), language="bash", wrap_lines=True)
 
@@ -244,16 +245,16 @@ def _estimate(runs: list[RunConfig], waited: bool) -> None:
     if waited:
         st.rerun()  # so that nobody looks any more, and a problem is said beside the button
     if isinstance(answer, str):
-        st.info(answer)
+        st.info(plain(answer))
         return
     text = answer.sentence
     if len(runs) > 1:
         in_all = in_time(answer.seconds * len(runs) / min(jobs.slots(), len(runs)))
         turns = "one after another" if jobs.slots() == 1 else f"{jobs.slots()} at a time"
         text = f"Each run: {text[0].lower()}{text[1:]} All {len(runs)}, {turns}: about {in_all}."
-    st.markdown(text)
+    st.markdown(plain(text))
     for warning in answer.warnings:
-        st.warning(warning)
+        st.warning(plain(warning))
 
 
 def _start(runs: list[RunConfig]) -> None:

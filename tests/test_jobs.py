@@ -279,7 +279,7 @@ def test_what_cannot_be_started_is_refused(runs, monkeypatch):
     monkeypatch.delenv("RANDPRUNE_SLOTS")
     assert jobs.slots() >= 1
     (runs / "file").touch()
-    with pytest.raises(ValueError, match="cannot be read or written"):
+    with pytest.raises(ValueError, match="cannot be written or deleted"):
         jobs.start(small(), parent=runs / "file")
     assert not store.run_folders(runs)
     for function in (jobs.status, jobs.stop, jobs.resume, jobs.wait, jobs.delete):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import streamlit as st
-from common import page, places
+from common import page, places, plain
 
 from randprune_lab.about import facts, offline
 
+
+def _plain(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{name: plain(value) for name, value in row.items()} for row in rows]
+
+
 page("About", "What this lab runs on. Nothing here leaves the machine: the app talks to 127.0.0.1 only.")
 st.subheader("This machine", anchor=False)
-st.table(facts(places()), border="horizontal")
+st.table(_plain(facts(places())), border="horizontal")
 st.subheader("Without a network", anchor=False)
-st.table(offline(places()), border="horizontal")
+st.table(_plain(offline(places())), border="horizontal")

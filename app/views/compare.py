@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import streamlit as st
-from common import link, page, places, said
+from common import link, page, places, plain, said
 from drawing import download, draw, table
 
 from randprune_lab import charts, curves, live, pictures
@@ -33,16 +33,16 @@ def chosen() -> list[str]:
 def scores(view: dict[str, Any]) -> None:
     """Curves and differences, where the runs compare at all."""
     if view["problem"]:
-        st.warning(view["problem"])
+        st.warning(plain(view["problem"]))
         return
     if not view["scores"]["rows"]:
         st.info("None of these runs has a trained network yet.")
         return
     draw(charts.accuracy_chart, view["scores"]["rows"], None, view["metric"])
-    st.caption(view["scores"]["sentence"])
+    st.caption(plain(view["scores"]["sentence"]))
     download("These numbers (CSV)", lambda: live.csv_of_rows(view["scores"]["rows"]), "compare.csv", "text/csv")
     st.subheader("Is it a result?", anchor=False)
-    st.write(view["differences"]["sentence"])
+    st.markdown(plain(view["differences"]["sentence"]))
     st.caption("A difference smaller than the seeds' spread is not a result. Seeds are compared one by one.")
     if view["differences"]["rows"]:
         if any(row["low"] is not None for row in view["differences"]["rows"]):
@@ -56,13 +56,13 @@ def agreement(view: dict[str, Any]) -> None:
     st.subheader("Do their masks agree?", anchor=False)
     stages = view["agreement"]["stages"]
     if not stages:
-        st.write(view["agreement"]["sentence"])
+        st.markdown(plain(view["agreement"]["sentence"]))
         return
     steps = [stage["sparsity"] for stage in stages]
     at = st.select_slider("Sparsity", steps, value=steps[-1]) if len(steps) > 1 else steps[0]
     stage = stages[steps.index(at)]
     draw(pictures.agreement_chart, stage["matrix"], stage["labels"])
-    st.caption(stage["sentence"])
+    st.caption(plain(stage["sentence"]))
 
 
 page("Compare", "Runs side by side. Those that differ only in their seed are one line, with its 95 % interval.")
@@ -73,11 +73,11 @@ if not names:
 else:
     view = live.compare_view([places().runs / name for name in names])
     for run in view["damaged"]:
-        st.error(f"{run['name']}: {run['message']}")
+        said(f"{run['name']}: {run['message']}")
     if view["runs"]:
         scores(view)
         st.subheader("In which settings do they differ?", anchor=False)
-        st.write(view["settings"]["sentence"])
+        st.markdown(plain(view["settings"]["sentence"]))
         if view["settings"]["rows"]:
             rows = view["settings"]["rows"]
             table([{"run": run["name"], **{row["setting"]: row[run["name"]] for row in rows}} for run in view["runs"]])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
-from common import link, open_page, page, places, said
+from common import link, open_page, page, places, plain, said
 from drawing import download, table
 
 from randprune_lab import jobs, live
@@ -70,14 +70,14 @@ def actions(chosen: list[dict[str, Any]]) -> None:
 
 def note(name: str, before: str) -> None:
     """Write down what one thinks of a run."""
-    text = st.text_area(f"Note on {name}", before, key=f"note {name}", max_chars=jobs.NOTE_LENGTH)
+    text = st.text_area(f"Note on {plain(name)}", before, key=f"note {name}", max_chars=jobs.NOTE_LENGTH)
     if st.button("Keep the note"):
         attempt(lambda: jobs.write_note(places().run(name), text))
 
 
 def delete(names: list[str]) -> None:
     """Ask, then delete."""
-    st.write(f"Delete {', '.join(names)} with all files, for good?")
+    st.markdown(f"Delete {plain(', '.join(names))} with all files, for good?")
     if st.button(f"Yes, delete {len(names)} run{'s' * (len(names) > 1)}", type="primary"):
         attempt(*(lambda name=name: jobs.delete(places().run(name)) for name in names))
 
@@ -107,9 +107,9 @@ def follow(drawn: list[tuple[Any, ...]]) -> None:
 
 page("History", "All runs on disk, failed and stopped ones too: failed runs are data.")
 for problem in st.session_state.pop("history said", []):
-    said(ValueError(problem))
+    said(problem)
 everything = live.history_rows(places().runs)
-st.caption(live.history_sentence(everything))
+st.caption(plain(live.history_sentence(everything)))
 if everything:
     rows = filtered(everything)
     key = f"runs {hash(tuple(row['name'] for row in rows))}"  # another list, another choice

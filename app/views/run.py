@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from common import link, page, places, said
+from common import link, page, places, plain, said
 from drawing import download, draw, table
 from launch_panel import launch_panel
 
@@ -46,7 +46,7 @@ def watch(name: str) -> None:
         _ways_on()
         return
     view = live.live_view(folder)
-    page(view["title"], f"Run `{name}`")
+    page(view["title"], f"Run {plain(name)}")
     _buttons(folder, view)
     st.fragment(_watched, run_every=1 if view["is_live"] else None)(name, view["status"])
     _downloads(folder, view)
@@ -80,7 +80,7 @@ def _buttons(folder: Path, view: dict[str, Any]) -> None:
                 "Resume", icon=":material/play_arrow:", type="primary", help=text, on_click=_try, args=(key, resume)
             )
     if key in st.session_state:
-        st.warning(st.session_state.pop(key))
+        st.warning(plain(st.session_state.pop(key)))
 
 
 def _try(key: str, action: Callable[[], None]) -> None:
@@ -104,23 +104,23 @@ def _watched(name: str, drawn: str) -> None:
     metric = view["metric"]
     if view["ladder"]["rows"]:
         draw(charts.ladder_chart, view["ladder"]["rows"], metric)
-        st.caption(view["ladder"]["sentence"])
+        st.caption(plain(view["ladder"]["sentence"]))
     _lanes(view)
     if view["epochs"]["rows"]:
         st.subheader("Training", anchor=False)
         draw(curves.score_chart, view["epochs"]["rows"], metric)
         draw(charts.loss_chart, view["epochs"]["rows"])
-        st.caption(view["epochs"]["sentence"])
+        st.caption(plain(view["epochs"]["sentence"]))
     if view["near"]["rows"]:
         st.subheader("Weights near tau, and randomness", anchor=False)
         draw(curves.near_chart, view["near"]["rows"])
         if any(row["ir"] is not None for row in view["near"]["rows"]):
             draw(curves.randomness_chart, view["near"]["rows"])
-        st.caption(view["near"]["sentence"])
+        st.caption(plain(view["near"]["sentence"]))
     for text in view["warnings"]:
-        st.warning(text)
+        st.warning(plain(text))
     with st.expander("Log", expanded=view["status"] in ("failed", "damaged")):
-        st.caption(view["log"]["sentence"])
+        st.caption(plain(view["log"]["sentence"]))
         if view["log"]["lines"]:
             st.code("\n".join(view["log"]["lines"]), language=None, height=240, wrap_lines=True)
 
@@ -131,14 +131,14 @@ def _header(view: dict[str, Any]) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.badge(view["status"], color=color, icon=icon)  # type: ignore[arg-type]
         if view["is_live"] and view["status"] != "queued":
-            st.caption(view["heartbeat"])
+            st.caption(plain(view["heartbeat"]))
     if view["progress"]["sentence"]:
-        st.progress(view["progress"]["share"], text=view["progress"]["sentence"])
+        st.progress(view["progress"]["share"], text=plain(view["progress"]["sentence"]))
     problem = view["damage"] or view["message"]
     if problem:
-        (st.error if view["damage"] or view["status"] in ("failed", "damaged") else st.info)(problem)
+        (st.error if view["damage"] or view["status"] in ("failed", "damaged") else st.info)(plain(problem))
     if view["result"]:
-        st.success(view["result"]["sentence"])
+        st.success(plain(view["result"]["sentence"]))
 
 
 def _lanes(view: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ def _lanes(view: dict[str, Any]) -> None:
     if not rows:
         return
     st.subheader("Candidates", anchor=False)
-    st.caption(view["lanes"]["sentence"])
+    st.caption(plain(view["lanes"]["sentence"]))
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     if len(rows) == len(stages):  # one mask a stage
         return

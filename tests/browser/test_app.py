@@ -1,5 +1,6 @@
 """The app as a new user meets it, in a real browser: look, launch, watch, reload, stop, resume, compare, download."""
 
+import json
 import os
 import re
 import shlex
@@ -238,6 +239,41 @@ def test_nothing_is_lost(own_app, page, two_jobs, what):
         pytest.fail("the runs do not go on")
     page.goto(own_app.address("history"))
     page.get_by_text("2 runs").first.wait_for()
+
+
+PICTURE = "![x](http://127.0.0.1:9/picture.png) $x^2$ [x](http://127.0.0.1:9) :red[x]"
+
+
+def test_text_of_addresses_and_files_stays_text(own_app, page):
+    """Streamlit takes text for markdown: a picture in a name would be fetched from wherever it says."""
+    config = RunConfig().model_dump(mode="json") | {"task": PICTURE, "model": PICTURE}
+    for name, text in {"odd": json.dumps(config), "newer": json.dumps({PICTURE: 1}), "![x](y)": "{"}.items():
+        folder = own_app.runs / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(text)
+        (folder / "events.jsonl").write_text("")
+        (folder / "note.txt").write_text(PICTURE)
+        (folder / "log.txt").write_text(PICTURE)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    for address in (
+        own_app.address("run", run=PICTURE),
+        own_app.address("run", run="odd"),
+        own_app.address("run", run="newer"),
+        own_app.address("run", launch=1, sparsity=PICTURE, **{PICTURE: 1}),
+        own_app.address("compare", runs=f"{PICTURE},odd,newer"),
+        own_app.address("explore", model=PICTURE, tensor=PICTURE, **{PICTURE: 1}),
+        own_app.address("history"),
+        own_app.address("learn", lesson=PICTURE),
+    ):
+        page.goto(address)
+        page.locator("h1").wait_for(timeout=60 * SECONDS)
+        page.wait_for_timeout(1500)
+        assert page.locator("[data-testid=stMain] img").count() == 0
+        assert page.locator("[data-testid=stMain] .katex").count() == 0
+    assert [url for url in asked if ":9/" in url] == []
+    page.goto(own_app.address("run", run="odd"))
+    page.get_by_text("![x](http://127.0.0.1:9/picture.png)").first.wait_for()
 
 
 BAD_NAMES = ["../../etc/passwd", "/etc/passwd", "..", "no-such-run", "a/../../b", "%00", "<script>alert(1)</script>"]
