@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +12,7 @@ import streamlit as st
 from randprune_lab.places import Places
 
 PAGES = Path(__file__).parent / "views"
+NOTICES = 5
 
 
 def places() -> Places:
@@ -36,6 +37,14 @@ def page(title: str, intro: str) -> None:
 def said(error: object) -> None:
     """An error as its one sentence."""
     st.error(plain(str(error)[:1000]) or type(error).__name__)
+
+
+def noted(notices: Sequence[str]) -> None:
+    """What of an address could not be used; the first ones of many."""
+    for notice in notices[:NOTICES]:
+        st.warning(plain(notice))
+    if len(notices) > NOTICES:
+        st.warning(f"And {len(notices) - NOTICES} more of this kind.")
 
 
 def open_page(name: str, **query: str) -> NoReturn:

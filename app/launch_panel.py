@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from common import open_page, places, plain, said
+from common import noted, open_page, places, plain, said
 
 from randprune_lab import forms, jobs, store
 from randprune_lab.config import RunConfig
@@ -82,8 +82,7 @@ def _seen(query: Mapping[str, str]) -> Settings:
     """Settings for what Explore showed; a run is read, so that the new one goes on with its settings."""
     wish = urllib.parse.urlencode({name: value for name, value in query.items() if name not in ("launch", "preset")})
     state, notices = ExploreState.from_query(wish)
-    for notice in notices:
-        st.warning(plain(notice))
+    noted(notices)
     config = None
     if state.model.startswith(RUNS):
         try:

@@ -169,7 +169,7 @@ class _NamedModels(Opener):
 
     def open(self, model: str) -> Explorer:
         if model == DEMO:
-            return _demo()
+            return demo()
         path = places().model(model)
         return _opened(model, str(path), _stamp(path))
 
@@ -189,7 +189,8 @@ class _NamedModels(Opener):
 
 
 @st.cache_resource(show_spinner="The lab trains the network of the demo: some seconds, once ...")
-def _demo() -> Explorer:
+def demo() -> Explorer:
+    """The network that the lab trains itself, for all sessions."""
     return demo_explorer()
 
 

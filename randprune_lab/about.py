@@ -42,9 +42,10 @@ def offline(places: Places) -> list[dict[str, str]]:
     rows += [(f"model {name}", True, "in the Hub's cache") for name in sorted(_cached("model"))]
     models = [name for name in places.names() if name.startswith("models/")]
     rows.append(("models below the models folders", bool(models), ", ".join(models[:12]) or "none"))
+    shown = [{"what": what, "at hand": "yes" if there else "no", "why": why} for what, there, why in rows]
     asked = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    rows.append(("the Hub is left alone", asked, "HF_HUB_OFFLINE is set" if asked else "HF_HUB_OFFLINE=1 forbids it"))
-    return [{"what": what, "at hand": "yes" if there else "no", "why": why} for what, there, why in rows]
+    why = "HF_HUB_OFFLINE forbids to fetch them" if asked else "a run fetches them; HF_HUB_OFFLINE=1 forbids it"
+    return [*shown, {"what": "other models and data sets", "at hand": "no" if asked else "from the Hub", "why": why}]
 
 
 def _glue(places: Places) -> tuple[bool, str]:

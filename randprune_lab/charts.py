@@ -254,8 +254,8 @@ def ladder_sentence(rows: Rows, metric: str = "accuracy") -> str:
     if len(rows) == 1:
         return f"T{start[6:]}; no stage is finished."
     end = f"{accuracy(last['score'])} at {sparsity(last['sparsity'], last['compression'])}"
-    won = f"a random mask won {random} and the plain one {len(pruned) - random} times"
-    return f"{start} to {end} in stages ({len(pruned)}), where {won}."
+    stages = f"{len(pruned)} stage{'s' * (len(pruned) != 1)}"
+    return f"{start} to {end} in {stages}: a random mask won {random}, the plain one {len(pruned) - random}."
 
 
 def loss_chart(rows: Rows) -> alt.LayerChart:

@@ -261,7 +261,7 @@ def _mask_of(folder: Path, stage: int) -> _Packed | None:
         return None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)  # some MB each
 def _packed(path: Path, _changed: int) -> _Packed:
     with safe_open(path, framework="numpy") as file:
         labels = sorted(label for label in file.keys() if label.startswith("mask."))  # noqa: SIM118, not a dict

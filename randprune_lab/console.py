@@ -17,7 +17,7 @@ except ImportError as error:
         f"launch, history and compare need Jupyter ({error}). Install it: pip install 'randprune-lab[jupyter]'."
     ) from error
 
-from randprune_lab import forms, jobs, live, store
+from randprune_lab import forms, jobs, listing, live, store
 from randprune_lab.cells import BOX, SEVERAL, Panel, framed, html_table, paragraph, points, section, short, show
 from randprune_lab.config import RunConfig
 from randprune_lab.form import LaunchPanel
@@ -62,14 +62,14 @@ class HistoryPanel(Panel):
     def table(self) -> list[dict[str, Any]]:
         """The rows that pass the filter, as plain values."""
         wanted = self._filter.value.casefold().split()
-        rows = live.history_rows(self.parent)
+        rows = listing.history_rows(self.parent)
         return [row for row in rows if all(word in " ".join(map(str, row.values())).casefold() for word in wanted)]
 
     def refresh(self) -> None:
         """Look at the disk again."""
         with self._lock:
             rows = self.table()
-            show(self._rows, paragraph(live.history_sentence(rows)) + _history(rows))
+            show(self._rows, paragraph(listing.history_sentence(rows)) + _history(rows))
             names, chosen = [row["name"] for row in rows], self._choice.value
             self._choice.options = names
             if names:
@@ -77,7 +77,7 @@ class HistoryPanel(Panel):
             self._chosen()
 
     def _still(self) -> dict[str, str]:
-        return {"text/plain": live.history_sentence(self.table())}
+        return {"text/plain": listing.history_sentence(self.table())}
 
     @property
     def _folder(self) -> Path:
@@ -138,7 +138,7 @@ class ComparePanel(Panel):
     """Panel 8: several runs side by side. Made by ``compare``."""
 
     def __init__(self, folders: Sequence[Path], parent: Path) -> None:
-        known = [parent / row["name"] for row in live.history_rows(parent)]
+        known = [parent / row["name"] for row in listing.history_rows(parent)]
         options = [(folder.name, folder) for folder in dict.fromkeys([*folders, *known])]
         self._choice = ipywidgets.SelectMultiple(
             description="runs",

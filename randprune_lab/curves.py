@@ -28,7 +28,6 @@ from randprune_lab.charts import (
 
 LANE = 26  # pixels
 _SAID = {"waiting": "not judged yet", "judging": "is being judged ...", "failed": "failed", "winner": "the only mask"}
-NEAR, IR, SWAPPED = "near tau", "introduced randomness ir", "share swapped"
 
 
 def lanes_chart(rows: Rows, metric: str = "accuracy") -> alt.LayerChart:

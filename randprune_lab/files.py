@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import filelock
 
@@ -50,6 +50,17 @@ def free_disk(folder: Path) -> int:
     """Bytes that are free where the folder is or would be."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
+
+
+def open_own(path: Path) -> BinaryIO:
+    """Open a file of a folder that others may have filled: no link, which may lead anywhere, and no pipe.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise OSError(f"{path}: is no file of its own")
+    return path.open("rb")
 
 
 def reason_of(error: BaseException) -> str:

@@ -19,8 +19,6 @@ from randprune_lab.status import Status
 PAUSE = 1.0  # seconds between two looks at a run's files
 DRAWING_PAUSE = 3.0  # seconds between two drawings of its charts
 
-PARTS = ("head", "result", "ladder", "lanes", "near", "epochs", "log")
-
 
 class RunPanel(Panel):
     """Panel 6: a run as it goes on; stop it, resume it. Made by ``Handle.panel``."""

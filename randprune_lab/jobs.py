@@ -27,7 +27,7 @@ import randprune_lab
 from randprune_lab import status as statuses
 from randprune_lab import store
 from randprune_lab.config import FREE, OBJECT, RunConfig
-from randprune_lab.files import is_held, reason_of, write_atomically
+from randprune_lab.files import is_held, open_own, reason_of, write_atomically
 from randprune_lab.status import CANCEL, Record, Status
 
 LOG, NOTE = "log.txt", "note.txt"
@@ -152,6 +152,8 @@ def _saying_what_failed(folder: Path) -> Iterator[None]:
 def _launch(folder: Path, count: int, *arguments: str) -> None:
     """Start the process of a run that status.json says is queued; the caller holds the lock of the queue."""
     given = ["--slots", str(count), "--gpus", str(torch.cuda.device_count()), *arguments]
+    if (folder / LOG).is_symlink():
+        (folder / LOG).unlink()  # nothing is written elsewhere
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             [*module_command("work"), str(folder), *given],
@@ -298,7 +300,8 @@ def delete(folder: str | Path) -> None:
 def read_note(folder: str | Path) -> str:
     """What somebody wrote about a run; "" if nobody did."""
     try:
-        return (Path(folder) / NOTE).read_text(encoding="utf-8", errors="replace")[:NOTE_LENGTH]
+        with open_own(Path(folder) / NOTE) as file:
+            return file.read().decode(errors="replace")[:NOTE_LENGTH]
     except OSError:
         return ""
 

@@ -5,16 +5,13 @@ Whatever a run's folder holds, the views of one and of all runs do not raise: th
 
 from __future__ import annotations
 
-import csv
-import datetime
 import functools
 import io
 import os
 import re
 import time
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ from randprune_lab.events import (
     StageStarted,
     Warned,
 )
+from randprune_lab.files import open_own
 from randprune_lab.journal import Journal, read_journal
 from randprune_lab.methods import planned_epochs
 from randprune_lab.metrics import METRICS
@@ -70,7 +68,7 @@ def live_view(folder: str | Path, *, now: float | None = None) -> Row:
     try:
         return _view(folder, now)
     except Exception as error:  # files may hold anything: the page says so, and stays
-        return _empty(folder, "damaged", _here(_reason(error), folder))
+        return _empty(folder, "damaged", here(reason(error), folder))
 
 
 def _view(folder: Path, now: float) -> Row:
@@ -94,9 +92,9 @@ def _view(folder: Path, now: float) -> Row:
     ]
     return {
         **_empty(folder, status.state, journal.damage),
-        **_named(config),
+        **named(config),
         "metric": metric,
-        "message": _here(status.message, folder),
+        "message": here(status.message, folder),
         "position": status.position,
         "age": status.age,
         "is_live": status.is_live,
@@ -134,7 +132,8 @@ def _empty(folder: Path, status: str, damage: str) -> Row:
     }
 
 
-def _named(config: RunConfig) -> Row:
+def named(config: RunConfig) -> Row:
+    """What people call a run, and what it is of."""
     method = config.control or config.method
     return {
         "title": f"{config.task}, {shown_name(config.model)}: {method}, seed {config.seed}",
@@ -146,14 +145,15 @@ def _named(config: RunConfig) -> Row:
     }
 
 
-def _here(text: str, folder: Path) -> str:
+def here(text: str, folder: Path) -> str:
     """A message with the names of files inside the run's folder, as the page knows them."""
     for path in (str(folder.absolute()), str(folder)):
         text = text.replace(f"{path}{os.sep}", "").replace(path, folder.name)
     return text
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What is wrong with a run's files, in one line."""
     said = isinstance(error, ValueError | OSError) and str(error)
     text = said or f"The files of this run are damaged ({error!r}). Restore them, or run anew."
     return " ".join(str(text).split())[:500]
@@ -283,7 +283,7 @@ def heartbeat_sentence(status: Status) -> str:
         return f"not running: {status.state}"
     if status.age is None:
         return "starting, no heartbeat yet"
-    age = duration(status.age)
+    age = duration(max(status.age, 0.0))  # a clock may be set back
     return f"alive, heartbeat {age} ago" if status.age < 10 else f"no heartbeat for {age}"
 
 
@@ -401,7 +401,7 @@ def near_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
 def _log(folder: Path) -> Row:
     """The last lines of log.txt, of which only the end is read."""
     try:
-        with (folder / "log.txt").open("rb") as file:
+        with open_own(folder / jobs.LOG) as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(max(size - LOG_BYTES, 0))
             text = file.read(LOG_BYTES).decode(errors="replace")
@@ -430,115 +430,3 @@ def _result(folder: Path, journal: Journal, table: Sequence[Mapping[str, Any]], 
         "sentence": f"At sparsity {sparse}, {whole}, the test {metric} is {accuracy(finished.test.metric)}{before}. "
         "One seed: not a result.",
     }
-
-
-# All runs ------------------------------------------------------------------------------------------------------------
-
-
-def history_rows(parent: str | Path | None = None) -> list[Row]:
-    """Panel 7: a row for every run of a folder, the newest first; damaged ones are rows, too.
-
-    Returns:
-        name, status, message, position, task, model, method, group, seed, stages ("2 of 4"), sparsity, compression,
-        score, metric, ir (of the last finished stage's mask), seconds (of work), started (ISO), note. None or "": not
-        known.
-    """
-    parent = store.runs_folder() if parent is None else Path(parent)
-    try:
-        folders = [path for path in parent.iterdir() if path.is_dir()]
-    except OSError:
-        return []
-    rows = [_history_row(path) for path in folders if store.is_run(path)]
-    return sorted(rows, key=lambda row: (row["started"] or row["name"], row["name"]), reverse=True)
-
-
-def _history_row(folder: Path) -> Row:
-    unknown: Row = {
-        "name": folder.name,
-        "status": "damaged",
-        **dict.fromkeys(("message", "task", "model", "method", "group", "stages", "metric", "note"), ""),
-        **dict.fromkeys(("position", "seed", "sparsity", "compression", "score", "ir", "seconds", "started")),
-    }
-    if not folder.name.isprintable():  # no page could show it, and no address hold it
-        name = "".join(sign if sign.isprintable() else "?" for sign in folder.name)
-        return unknown | {"name": name, "message": "Its folder's name has signs that cannot be shown. Rename it."}
-    try:
-        unknown["note"] = jobs.read_note(folder)
-        return unknown | _known_of(folder)
-    except Exception as error:  # a damaged run harms no other
-        return unknown | {"message": _here(_reason(error), folder)}
-
-
-def _known_of(folder: Path) -> Row:
-    config, journal, status = store.read_config(folder), read_journal(folder), jobs.status(folder)
-    table = store.stage_rows(journal.events)
-    last = table[-1] if table else {}
-    named = _named(config)
-    started = journal.started or (folder / "config.json").stat().st_mtime
-    return {
-        **{name: named[name] for name in ("task", "model", "method", "group", "seed")},
-        "status": "damaged" if journal.damage and not status.is_live else status.state,
-        "message": journal.damage or _here(status.message, folder),
-        "position": status.position,
-        "stages": f"{sum(row['stage'] > 0 for row in table)} of {len(config.stages)}",
-        **{name: last.get(name) for name in ("sparsity", "compression", "score", "ir")},
-        "metric": METRICS.get(last.get("metric", ""), ""),
-        "seconds": journal.worked if journal.started is not None else None,
-        "started": datetime.datetime.fromtimestamp(started).astimezone().isoformat(timespec="seconds"),
-    }
-
-
-def history_sentence(rows: Iterable[Mapping[str, Any]]) -> str:
-    """How many runs there are, by status, in words."""
-    counted = Counter(str(row["status"]) for row in rows)
-    total = sum(counted.values())
-    told = ", ".join(f"{count} {status}" for status, count in counted.most_common())
-    return f"{total} run{'s' * (total != 1)}: {told}." if total else "There are no runs yet."
-
-
-# To take away --------------------------------------------------------------------------------------------------------
-
-
-def archive(folder: str | Path) -> bytes:
-    """The finished network, ``model/``, as a zip.
-
-    Raises:
-        ValueError: the run is not finished, or its network is not there.
-    """
-    folder = Path(folder)
-    model = folder / "model"
-    if read_journal(folder).newest(RunFinished) is None:
-        raise ValueError(
-            f"{folder.name}: is not finished, so there is no network to take away. Wait for its end, or resume it."
-        )
-    files = [path for path in sorted(model.rglob("*")) if path.is_file() and not path.is_symlink()]
-    if not files:
-        raise ValueError(f"{folder.name}: its model/ is not there (any more). Run anew.")
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:  # mostly zeros: 1 is enough
-        for path in files:
-            packed.write(path, f"{folder.name}/{path.relative_to(model).as_posix()}")
-    return written.getvalue()
-
-
-def csv_of(folder: str | Path) -> str:
-    """The stages of a run as CSV.
-
-    Raises:
-        ValueError: its journal is damaged.
-    """
-    return csv_of_rows(store.stage_table(folder))
-
-
-def csv_of_history(rows: Sequence[Mapping[str, Any]]) -> str:
-    """All runs as CSV."""
-    return csv_of_rows(rows)
-
-
-def csv_of_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table as CSV with a head; None is an empty cell."""
-    written = io.StringIO()
-    writer = csv.DictWriter(written, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return written.getvalue()

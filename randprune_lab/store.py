@@ -392,6 +392,8 @@ def read_histograms(folder: str | Path, stage: int, *, masked: bool = False) -> 
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if not Path(folder).is_dir():
+            raise ValueError(f"{Path(folder).name}: this run is not there any more. Choose another model.") from error
         raise ValueError(f"{path}: cannot be read ({error}). Choose a stage that the run has reached.") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is damaged ({error!r}). Restore it, or run anew.") from error

@@ -226,9 +226,11 @@ class Phase:
             raise self._diverged(step - len(finite) + 1 + finite.index(False))
 
     def _diverged(self, step: int) -> Diverged:
+        where = f"in {self.name} of stage {self.stage}" if self.stage else "while the dense network trained,"
+        fix = " or use precision='no'" if self.session.config.precision != "no" else ""
         return Diverged(
-            f"the loss became NaN or infinite in {self.name} of stage {self.stage} at step {step}, learning rate "
-            f"{self.learning_rate(step):g}. Lower the learning rate, or use precision='no'."
+            f"the loss became NaN or infinite {where} at step {step}, learning rate {self.learning_rate(step):g}. "
+            f"Lower the learning rate{fix}."
         )
 
     def state(self) -> dict[str, Tensor]:

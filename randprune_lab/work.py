@@ -117,15 +117,17 @@ def _work(job: Attended, wave: int | None) -> None:
 
 
 def _conclude(folder: Path) -> None:
-    """Its report, and anew those of the finished runs of its group, which now have one more beside them."""
+    """Its report. The last run of a group to end writes those of the others anew, too: they have more beside them."""
     from randprune_lab import store
     from randprune_lab.outcome import conclude, group_of
 
     with filelock.FileLock(folder.parent / ".report.lock"):  # of two that end at a time the second one sees both
         conclude(folder, beside=group_of(folder))
-        for other in group_of(folder):
-            if store.summary(other).status == "finished":
-                conclude(other, beside=group_of(other))
+        finished = {other: store.summary(other).status == "finished" for other in group_of(folder)}
+        if any(status.is_live(other) for other, over in finished.items() if not over):
+            return  # that one will do it
+        for other in (other for other, over in finished.items() if over):
+            conclude(other, beside=group_of(other))
 
 
 def line_of(event: Event) -> str | None:

@@ -41,14 +41,14 @@ def test_what_is_at_hand(tmp_path, monkeypatch):
     assert before["task digits, models mlp and tiny-vit"] == before["model org/encoder"] == "yes"
     assert before["GLUE"] == before["models below the models folders"] == "no"
     assert "model org/broken" not in before
-    assert before["the Hub is left alone"] == "yes"
+    assert before["other models and data sets"] == "no"
     (tmp_path / "models" / "glue").mkdir(parents=True)
     save_file({"weight": torch.ones(2, 2)}, tmp_path / "models" / "mine.safetensors")
     after = offline(Places(tmp_path, (tmp_path / "models",)))
     assert values(after, "why")["GLUE"] == "as dataset models/glue"
     assert "models/mine.safetensors" in values(after, "why")["models below the models folders"]
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    assert values(offline(Places(tmp_path)), "at hand")["the Hub is left alone"] == "no"
+    assert values(offline(Places(tmp_path)), "at hand")["other models and data sets"] == "from the Hub"
 
 
 @pytest.mark.parametrize("kind", ["models", "datasets"])

@@ -135,14 +135,14 @@ def test_what_is_wrong_is_one_sentence(opened, label, typed, said):
     test = opened()
     fill(test, {label: typed})
     (error,) = test.error
-    assert error.value.startswith(said)
+    assert error.value.replace("\\", "").startswith(said)
     assert start_button(test).disabled
     assert not test.code
 
 
 def test_no_slots(opened, monkeypatch):
     monkeypatch.setenv("RANDPRUNE_SLOTS", "many")
-    assert "RANDPRUNE_SLOTS = 'many'" in opened().error[0].value
+    assert "SLOTS = 'many'" in opened().error[0].value
 
 
 def test_the_button_starts_run_and_control_and_shows_the_run(opened, folder):

@@ -96,7 +96,7 @@ def words(page):
     texts = [str(part.value) for kind in kinds for part in getattr(page, kind)]
     for kind in ("page_link", "progress"):
         texts += [part.proto.label if kind == "page_link" else part.proto.text for part in page.get(kind)]
-    return "\n".join([*texts, *(button.label for button in page.button)])
+    return "\n".join([*texts, *(button.label for button in page.button)]).replace("\\", "")  # as it is read
 
 
 def charts_of(page):

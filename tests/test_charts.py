@@ -323,8 +323,8 @@ def test_sentence_of_the_stages(rows):
 
 def test_sentence_of_the_ladder():
     assert charts.ladder_sentence(LADDER) == (
-        "From test accuracy 97.0 % at sparsity 0.0000 (1.0x) to 93.0 % at 0.9375 (16.0x) in stages (4), "
-        "where a random mask won 3 and the plain one 1 times."
+        "From test accuracy 97.0 % at sparsity 0.0000 (1.0x) to 93.0 % at 0.9375 (16.0x) in 4 stages: "
+        "a random mask won 3, the plain one 1."
     )
     assert charts.ladder_sentence(LADDER[:1]) == (
         "Test accuracy 97.0 % at sparsity 0.0000 (1.0x); no stage is finished."

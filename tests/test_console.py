@@ -14,7 +14,7 @@ import pytest
 from small import go_on, small, stop_after
 
 import randprune_lab
-from randprune_lab import ExploreState, RunConfig, compare, console, forms, history, jobs, launch, live
+from randprune_lab import ExploreState, RunConfig, compare, console, forms, history, jobs, launch, listing, live
 from randprune_lab.console import HistoryPanel
 from randprune_lab.form import LaunchPanel
 from randprune_lab.handle import Handle, Result, RunPanel
@@ -313,7 +313,7 @@ def test_started_by_hand(tmp_path):
 def test_history_lists_filters_and_notes(runs):
     panel = history(runs)
     assert isinstance(panel, HistoryPanel)
-    assert panel.table() == live.history_rows(runs)
+    assert panel.table() == listing.history_rows(runs)
     assert sorted(panel._choice.options) == ["seed0", "seed1", "stopped"]
     panel._filter.value = "stopped"
     assert [row["name"] for row in panel.table()] == ["stopped"]

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import boundary_file, checkpoint_files, go_on, journal, read_tensors, small, stop_after, unpacked
 
-from randprune_lab import charts, comparing, curves, figures, jobs, live, pictures, store
+from randprune_lab import charts, comparing, curves, figures, jobs, listing, live, pictures, store
 from randprune_lab import journal as journals
 from randprune_lab.config import RunConfig, controls
 from randprune_lab.histogram import MagnitudeHistogram
@@ -298,7 +298,7 @@ def check_views(folder, others):
     view = live.live_view(folder)
     assert all(isinstance(view[part]["sentence"], str) for part in PARTS)
     assert isinstance(view["status"], str)
-    rows = live.history_rows(folder.parent)
+    rows = listing.history_rows(folder.parent)
     assert all({"name", "status", "message", "note", "score", "started"} <= row.keys() for row in rows)
     together = live.compare_view([folder, *others])
     assert {run["name"] for run in together["runs"]} >= {other.name for other in others}
@@ -382,7 +382,7 @@ def test_damage_is_told_in_words(runs, tmp_path, name, content, said):
 def test_a_name_that_cannot_be_shown_harms_no_other(runs, tmp_path, name):
     copied(runs / "random-0", tmp_path / "runs" / os.fsdecode(name))
     copied(runs / "random-0", tmp_path / "runs" / "whole")
-    rows = {row["name"]: row for row in live.history_rows(tmp_path / "runs")}
+    rows = {row["name"]: row for row in listing.history_rows(tmp_path / "runs")}
     assert json.dumps(list(rows), ensure_ascii=False).encode()
     assert rows.pop("whole")["status"] == "finished"
     ((shown, row),) = rows.items()
@@ -396,7 +396,7 @@ def test_a_name_that_cannot_be_shown_harms_no_other(runs, tmp_path, name):
 
 
 def test_all_runs_are_rows(runs, tmp_path):
-    rows = {row["name"]: row for row in live.history_rows(runs)}
+    rows = {row["name"]: row for row in listing.history_rows(runs)}
     assert set(rows) == {"random-0", "random-1", "matched-0", "matched-1", "stopped"}
     last = of_kind(runs / "random-1", "stage_finished")[-1]
     row = rows["random-1"]
@@ -406,13 +406,13 @@ def test_all_runs_are_rows(runs, tmp_path):
     assert row["ir"] == of_kind(runs / "random-1", "mask_chosen")[-1]["ir"]
     assert rows["matched-0"]["method"] == "imp-matched"
     assert (rows["stopped"]["status"], rows["stopped"]["group"]) == ("stopped", "")
-    assert [row["started"] for row in live.history_rows(runs)] == sorted(
+    assert [row["started"] for row in listing.history_rows(runs)] == sorted(
         (row["started"] for row in rows.values()), reverse=True
     )
-    assert live.history_sentence(rows.values()) == "5 runs: 4 finished, 1 stopped."
-    assert live.history_rows(tmp_path / "nowhere") == []
-    assert live.history_sentence([]) == "There are no runs yet."
-    table = list(csv.DictReader(io.StringIO(live.csv_of_history(list(rows.values())))))
+    assert listing.history_sentence(rows.values()) == "5 runs: 4 finished, 1 stopped."
+    assert listing.history_rows(tmp_path / "nowhere") == []
+    assert listing.history_sentence([]) == "There are no runs yet."
+    table = list(csv.DictReader(io.StringIO(listing.csv_of_rows(list(rows.values())))))
     assert [float(line["score"]) for line in table] == [row["score"] for row in rows.values()]
 
 
@@ -543,7 +543,7 @@ def test_lines_of_one_method_are_told_apart(runs, tmp_path):
 
 def test_the_network_is_packed_whole(runs):
     folder = runs / "random-0"
-    with zipfile.ZipFile(io.BytesIO(live.archive(folder))) as packed:
+    with zipfile.ZipFile(io.BytesIO(listing.archive(folder))) as packed:
         found = {name: packed.read(name) for name in packed.namelist()}
     assert found == {
         f"random-0/{path.relative_to(folder / 'model').as_posix()}": path.read_bytes()
@@ -551,21 +551,21 @@ def test_the_network_is_packed_whole(runs):
         if path.is_file()
     }
     with pytest.raises(ValueError, match="stopped: is not finished"):
-        live.archive(runs / "stopped")
+        listing.archive(runs / "stopped")
 
 
 def test_links_are_not_packed(runs, tmp_path):
     folder = copied(runs / "random-0", tmp_path / "linked")
     (tmp_path / "secret").write_text("secret")
     (folder / "model" / "link").symlink_to(tmp_path / "secret")
-    assert b"secret" not in live.archive(folder)
+    assert b"secret" not in listing.archive(folder)
     shutil.rmtree(folder / "model")
     with pytest.raises(ValueError, match="its model/ is not there"):
-        live.archive(folder)
+        listing.archive(folder)
 
 
 def test_stages_as_csv(runs):
-    rows = list(csv.DictReader(io.StringIO(live.csv_of(runs / "random-0"))))
+    rows = list(csv.DictReader(io.StringIO(listing.csv_of(runs / "random-0"))))
     ends = of_kind(runs / "random-0", "stage_finished")
     assert [float(row["score"]) for row in rows[1:]] == [line["test"]["metric"] for line in ends]
     assert rows[0]["ir"] == ""

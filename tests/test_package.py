@@ -74,6 +74,7 @@ ROOMS = [
     "journal",
     "comparing",
     "live",
+    "listing",
     "lessons",
     "page",
     "studies",

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from randprune_lab import RunConfig, jobs
+from randprune_lab.live import live_view
 from randprune_lab.places import DEMO, Places
 
 OUTSIDE = [
@@ -108,3 +110,18 @@ def test_folders_come_from_the_environment(tmp_path, monkeypatch):
     assert Places.of_environment() == Places(tmp_path / "runs", (Path("a"), Path("b")))
     monkeypatch.delenv("RANDPRUNE_MODELS")
     assert Places.of_environment().models == ()
+
+
+def test_links_inside_a_run_lead_nowhere(tmp_path):
+    """A run that somebody else packed may hold links: what they point to is not shown, and nothing is written there."""
+    folder, secret = tmp_path / "run", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_text("root:x:0:0")
+    (folder / "config.json").write_text(RunConfig().model_dump_json())
+    for name in (jobs.NOTE, jobs.LOG):
+        (folder / name).symlink_to(secret)
+    assert jobs.read_note(folder) == ""
+    assert live_view(folder)["log"]["lines"] == []
+    jobs.write_note(folder, "mine")
+    assert jobs.read_note(folder) == "mine"
+    assert secret.read_text() == "root:x:0:0"

@@ -8,12 +8,12 @@ import streamlit as st
 from common import link, page, places, plain, said
 from drawing import download, draw, table
 
-from randprune_lab import charts, curves, live, pictures
+from randprune_lab import charts, curves, listing, live, pictures
 
 
 def chosen() -> list[str]:
     """The runs to compare: those of the URL, until others are picked; the URL follows."""
-    names = [str(row["name"]) for row in live.history_rows(places().runs)]
+    names = [str(row["name"]) for row in listing.history_rows(places().runs)]
     asked = [name for name in dict.fromkeys(st.query_params.get("runs", "").split(",")) if name]
     unknown = [name for name in asked if name not in names]
     if st.session_state.get("compared") != asked:  # another link was followed
@@ -40,7 +40,7 @@ def scores(view: dict[str, Any]) -> None:
         return
     draw(charts.accuracy_chart, view["scores"]["rows"], None, view["metric"])
     st.caption(plain(view["scores"]["sentence"]))
-    download("These numbers (CSV)", lambda: live.csv_of_rows(view["scores"]["rows"]), "compare.csv", "text/csv")
+    download("These numbers (CSV)", lambda: listing.csv_of_rows(view["scores"]["rows"]), "compare.csv", "text/csv")
     st.subheader("Is it a result?", anchor=False)
     st.markdown(plain(view["differences"]["sentence"]))
     st.caption("A difference smaller than the seeds' spread is not a result. Seeds are compared one by one.")

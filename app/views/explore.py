@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.parse
 
 import streamlit as st
-from common import open_page, page, places, plain
+from common import noted, open_page, page, places
 from live_panel import change, live_panel, on_screen
 
 from randprune_lab.places import DEMO
@@ -37,8 +37,7 @@ def _choose() -> None:
 
 
 state, notices = _asked_for()
-for notice in notices:
-    st.warning(plain(notice))
+noted(notices)
 top = st.container(horizontal=True, vertical_alignment="bottom")
 shown = live_panel(state, key=KEY, url=True)
 names = places().names()

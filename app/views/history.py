@@ -9,7 +9,7 @@ import streamlit as st
 from common import link, open_page, page, places, plain, said
 from drawing import download, table
 
-from randprune_lab import jobs, live
+from randprune_lab import jobs, listing, live
 
 COLUMNS = [
     "name",
@@ -96,7 +96,7 @@ def attempt(*steps: Any) -> None:
 
 def standing() -> list[tuple[Any, ...]]:
     """What makes the table change by itself."""
-    return [(row["name"], row["status"], row["position"], row["stages"]) for row in live.history_rows(places().runs)]
+    return [(row["name"], row["status"], row["position"], row["stages"]) for row in listing.history_rows(places().runs)]
 
 
 def follow(drawn: list[tuple[Any, ...]]) -> None:
@@ -108,15 +108,15 @@ def follow(drawn: list[tuple[Any, ...]]) -> None:
 page("History", "All runs on disk, failed and stopped ones too: failed runs are data.")
 for problem in st.session_state.pop("history said", []):
     said(problem)
-everything = live.history_rows(places().runs)
-st.caption(plain(live.history_sentence(everything)))
+everything = listing.history_rows(places().runs)
+st.caption(plain(listing.history_sentence(everything)))
 if everything:
     rows = filtered(everything)
     key = f"runs {hash(tuple(row['name'] for row in rows))}"  # another list, another choice
     event = table([shown(row) for row in rows], on_select="rerun", selection_mode="multi-row", key=key)
     picked = event.selection.rows if rows else []
     actions([rows[place] for place in picked if place < len(rows)])
-    download("All runs (CSV)", lambda: live.csv_of_history(everything), "runs.csv", "text/csv")
+    download("All runs (CSV)", lambda: listing.csv_of_rows(everything), "runs.csv", "text/csv")
 else:
     st.info("Nothing has been run here yet. Launch the demo: it takes about a minute.")
     link("Launch a run", "run")

@@ -6,22 +6,15 @@ import urllib.parse
 
 import streamlit as st
 from common import link, page, said
-from live_panel import change, live_panel
+from live_panel import change, demo, live_panel
 
-from randprune_lab.demo import demo_explorer
-from randprune_lab.explorer import Explorer
 from randprune_lab.lessons import LESSONS, Reveal
 from randprune_lab.state import ExploreState
 
 
-@st.cache_resource(show_spinner="Training the network of the lessons, once ...")
-def _explorer() -> Explorer:
-    return demo_explorer()
-
-
 @st.cache_data
 def _reveal(lesson: int, step: int) -> Reveal:
-    return LESSONS[lesson].steps[step].reveal(_explorer())
+    return LESSONS[lesson].steps[step].reveal(demo())
 
 
 def _number(name: str, most: int) -> int:

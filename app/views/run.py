@@ -12,7 +12,7 @@ from common import link, page, places, plain, said
 from drawing import download, draw, table
 from launch_panel import launch_panel
 
-from randprune_lab import charts, curves, jobs, live
+from randprune_lab import charts, curves, jobs, listing, live
 
 BADGES = {
     "queued": ("blue", ":material/hourglass_empty:"),
@@ -29,7 +29,7 @@ BADGES = {
 def launch() -> None:
     """Which runs are at work, and the form."""
     page("Run", "Launch a pruning run: it goes on when this page is closed, and can be watched, stopped and resumed.")
-    at_work = [row for row in live.history_rows(places().runs) if row["status"] in ("queued", "running", "stopping")]
+    at_work = [row for row in listing.history_rows(places().runs) if row["status"] in ("queued", "running", "stopping")]
     for row in sorted(at_work, key=lambda row: (row["position"] or 0, row["name"])):
         state = f"queued, position {row['position']}" if row["position"] else row["status"]
         link(f"{row['name']}: {state}, {row['stages']} stages done", "run", run=row["name"])
@@ -173,11 +173,11 @@ def _downloads(folder: Path, view: dict[str, Any]) -> None:
     report, model = folder / "report.html", folder / "model"
     with st.container(horizontal=True):
         if view["result"] and model.is_dir():
-            download("Network (zip)", lambda: live.archive(folder), f"{folder.name}-model.zip", "application/zip")
-        if report.is_file():
+            download("Network (zip)", lambda: listing.archive(folder), f"{folder.name}-model.zip", "application/zip")
+        if report.is_file() and not report.is_symlink():
             download("Report", report.read_bytes, f"{folder.name}.html", "text/html")
         if not view["damage"]:
-            download("Stages (CSV)", lambda: live.csv_of(folder), f"{folder.name}.csv", "text/csv")
+            download("Stages (CSV)", lambda: listing.csv_of(folder), f"{folder.name}.csv", "text/csv")
 
 
 def _links(name: str, view: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ def _links(name: str, view: dict[str, Any]) -> None:
         stage = max((row["stage"] for row in view["lanes"]["rows"]), default=1)
         link("See its masks in Explore", "explore", model=f"runs/{name}", stage=stage)
     beside = [
-        row["name"] for row in live.history_rows(places().runs) if view["group"] and row["group"] == view["group"]
+        row["name"] for row in listing.history_rows(places().runs) if view["group"] and row["group"] == view["group"]
     ]
     if len(beside) > 1:
         link(f"Compare the {len(beside)} runs of its group", "compare", runs=",".join(sorted(beside)))
