@@ -66,7 +66,7 @@ def open_own(path: Path) -> BinaryIO:
 def reason_of(error: BaseException) -> str:
     """What another library's error says, on one line, without addresses and cut where it grows long."""
     if isinstance(error, UnicodeDecodeError):  # its own words hold the bytes
-        return "it is no text"
+        return "it is no UTF-8 text"
     text = re.sub(r"'?https?://\S+", "", " ".join(str(error).split()))
     return (text if len(text) <= 250 else f"{text[:250].rsplit(' ', 1)[0]} ...") or type(error).__name__
 

@@ -358,8 +358,8 @@ def test_a_configuration_of_another_version(runs, tmp_path):
     [
         ("config.json", b'{"candidates": "many"}', "(candidates = 'many': must be a whole number)"),
         ("config.json", b"[1]", "(must be an object, settings by name)"),
-        ("config.json", b"\xff\xfe", "(it is no text)"),
-        ("events.jsonl", b"\xff\xfe\x00\n", "line 1 is damaged (it is no text)"),
+        ("config.json", b"\xff\xfe", "(it is no UTF-8 text)"),
+        ("events.jsonl", b"\xff\xfe\x00\n", "line 1 is damaged (it is no UTF-8 text)"),
         ("events.jsonl", b"null\n", "line 1 is damaged (it is no event)"),
         ("events.jsonl", b'{"kind": "leap"}\n', "this version knows no event 'leap': if a newer one wrote it, update"),
         ("events.jsonl", b'{"kind": "stage_started"}\n', "(it is not what an event 'stage_started' holds)"),

@@ -281,6 +281,7 @@ def test_back_and_forward_lead_through_what_was_seen(opened):
     sparsity = panel.state().sparsity
     panel.page.get_by_role("link", name="About").click()
     panel.page.wait_for_selector(".rp-root", state="detached")
+    panel.page.wait_for_url("**/about*")
     assert urlsplit(panel.page.url).query == ""
     panel.page.wait_for_timeout(500)
     assert urlsplit(panel.page.url).query == ""

@@ -7,7 +7,7 @@ import pytest
 
 from randprune_lab import jobs
 
-SETTINGS = {"stages": "0.5, 0.9", "dense epochs": "60", "max epochs": "1", "candidates N": "2"}
+SETTINGS = {"stages": "0.5, 0.9", "dense epochs": "60", "max epochs": "60", "candidates N": "2"}
 CELLS = (
     "from randprune_lab import compare, history, launch\npanel = launch(parent={parent!r})\npanel",
     "print(f'score {{panel.handles[0].result().score:.4f}}')",
