@@ -323,7 +323,7 @@ def runs(as_json: _Json = False) -> None:
         ]
         print_json({"runs": rows})
     else:
-        print_listing(f"{len(found)} runs in {store.runs_folder()}", found)
+        print_listing(f"{len(found)} run{'s' * (len(found) != 1)} in {store.runs_folder()}", found)
 
 
 def report(folder: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
