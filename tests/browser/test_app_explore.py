@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from playwright.sync_api import expect
 from safetensors.torch import save_file
 from small import small
 
@@ -350,7 +351,7 @@ def test_bad_links_are_said_in_sentences(opened, query):
         assert "Choose" in notice or "See History" in notice
         panel.press("sparsity", 1)  # and it lives on
     if "sparsity" in query:
-        assert panel.page.locator("[data-testid=stAlert]").count() == 3
+        expect(panel.page.locator("[data-testid=stAlert]")).to_have_count(3)
         assert panel.page.locator(".bar").count() > 10
 
 
@@ -370,7 +371,7 @@ def test_scores_stand_on_the_strips_of_a_run(app, opened):
     assert panel.page.locator(".strip.rp-winner").get_attribute("data-slot") == str(winner)
     panel.press("sparsity", 1)
     panel.settle()
-    assert panel.page.locator(".rp-emep").count() == 0
+    expect(panel.page.locator(".rp-emep")).to_have_count(0)
     code = panel.page.locator(".rp-code pre").text_content()
     assert repr(str(folder)) in code
 
@@ -392,18 +393,17 @@ def test_launch_what_i_see_takes_the_state_along(opened):
 
 def test_the_first_panel_moves_and_stops_at_a_touch(opened):
     panel = opened("")
-    panel.page.wait_for_timeout(2500)
-    seen = set()
-    for _ in range(10):
-        seen.add(panel.texts("[data-panel=microscope] > .sentence")[0])
+    seen, until = set(), time.monotonic() + 30
+    while len(seen) <= 4:
+        assert time.monotonic() < until, "the first panel does not move"
         panel.page.wait_for_timeout(200)
-    assert len(seen) > 4
+        seen.add(panel.texts("[data-panel=microscope] > .sentence")[0])
     panel.page.mouse.click(5, 5)
     panel.page.wait_for_timeout(600)
     still = panel.picture()
     panel.page.wait_for_timeout(1000)
     assert panel.picture() == still
-    assert panel.page.locator(".rp-root section:visible").count() == 2
+    expect(panel.page.locator(".rp-root section:visible")).to_have_count(2)
     panel.press("power", 2)
     panel.page.wait_for_timeout(500)
     assert panel.picture() != still
@@ -420,7 +420,7 @@ def test_it_stands_still_for_who_wants_that(opened):
 def test_the_three_things_to_try(opened, demo):
     panel = opened("")
     links = panel.page.locator("[data-testid=stPageLink] a")
-    assert links.count() == 3
+    expect(links).to_have_count(3)
     for place in (0, 1):
         links.nth(place).click()
         panel.page.wait_for_selector(".rp-root[data-candidates-done]")

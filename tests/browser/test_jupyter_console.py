@@ -7,7 +7,11 @@ import pytest
 
 from randprune_lab import jobs
 
-SETTINGS = {"stages": "0.5, 0.9", "dense epochs": "60", "max epochs": "60", "candidates N": "2"}
+SETTINGS = {
+    "how sparse": {"stages": "0.5, 0.9"},
+    "how random": {"candidates N": "2"},
+    "how long it trains": {"dense epochs": "60", "max epochs": "60"},
+}
 CELLS = (
     "from randprune_lab import compare, history, launch\npanel = launch(parent={parent!r})\npanel",
     "print(f'score {{panel.handles[0].result().score:.4f}}')",
@@ -100,11 +104,10 @@ def test_launch_watch_stop_resume_and_compare(notebook, tmp_path):
     notebook.run_cell(0)
     notebook.sees("Launch a run")
     notebook.picture("form", 0)
-    for group in ("how sparse", "how random", "how long it trains"):
+    for group, settings in SETTINGS.items():
         page.locator(".rp-console").get_by_text(group, exact=True).click()
-        for label, text in SETTINGS.items():
-            if page.locator(".rp-console .widget-text:visible", has_text=label).count():
-                notebook.fill(label, text)
+        for label, text in settings.items():
+            notebook.fill(label, text)
     notebook.press("Start")
     notebook.sees(r"Folder: ")
     (folder,) = (tmp_path / "runs").glob("*-digits-*")
