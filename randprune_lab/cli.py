@@ -480,7 +480,7 @@ def bench(
     as_json: _Json = False,
 ) -> None:
     """What a randomized mask costs on this machine, beside a plain one and the paper's loop (about a minute)."""
-    from randprune_lab.bench import claims_table, speed_table
+    from randprune_lab.bench import CLAIM_CONFIG, claims_table, speed_table
 
     if claims:
         with Display(0, quiet=as_json) as display:
@@ -492,7 +492,13 @@ def bench(
                 ),
             )
         if as_json:
-            print_json({"seeds": seeds, "claims": [dataclasses.asdict(row) for row in rows]})
+            print_json(
+                {
+                    "config": CLAIM_CONFIG.model_dump(mode="json"),
+                    "seeds": seeds,
+                    "claims": [dataclasses.asdict(row) for row in rows],
+                }
+            )
         else:
             print_claims(seeds, rows)
         return

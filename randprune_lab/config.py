@@ -31,7 +31,8 @@ PRECISIONS = ("no", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 KEEP_STAGES = ("all", "last")
 EXECUTORS = ("lockstep", "serial")
-OBJECT = "object"  # stands for a model or a task given from Python
+OBJECT = "object"  # stands for a model, a task or a criterion given from Python
+CRITERIA = ("magnitude", OBJECT)
 # Settings that change no result: a run that was stopped may go on with others.
 FREE = ("executor", "wave")
 
@@ -222,6 +223,9 @@ class RunConfig(pydantic.BaseModel):
     include: Patterns = Field(default=(), description="prune only parameters that one of these patterns finds")
     exclude: Patterns = Field(default=(), description="prune no parameter that one of these patterns finds")
 
+    criterion: Annotated[str, _one_of("criterion", CRITERIA)] = Field(
+        default="magnitude", description="what a weight is worth: magnitude; your own, from Python only"
+    )
     candidates: Candidates = 8
     randomness: Randomness = "fixed"
     samples: Samples = 4

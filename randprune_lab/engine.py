@@ -10,11 +10,13 @@ import copy
 import dataclasses
 import math
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from randprune_lab.config import FREE, OBJECT, RunConfig
+from randprune_lab.criteria import Criterion, scores_of
 from randprune_lab.distill import Teacher, all_logits, wanted
 from randprune_lab.events import (
     CandidateScored,
@@ -57,7 +59,12 @@ Said = Iterator[Event | Checkpoint]
 
 
 def prune(
-    config: RunConfig, *, model: nn.Module | None = None, data: Task | None = None, resume: Checkpoint | None = None
+    config: RunConfig,
+    *,
+    model: nn.Module | None = None,
+    data: Task | None = None,
+    criterion: Criterion | None = None,
+    resume: Checkpoint | None = None,
 ) -> Said:
     """Prune a network: an iterator of Events and Checkpoints. Closing it stops the run; ``resume`` goes on.
 
@@ -65,15 +72,18 @@ def prune(
         config: everything that the run depends on.
         model: your own classifier, inputs -> logits; trained and pruned in place. None: the one that config names.
         data: your own task (``Task.of``). None: the one that config names.
+        criterion: what a weight is worth instead of its magnitude: (weights, model, task) -> scores, by name; see
+            ``criteria.Criterion``. Masks, plain and random ones, are then drawn from the scores.
         resume: what ``store.last_checkpoint`` gave.
 
     Raises:
-        ValueError: before anything is trained: config, model, data and checkpoint do not fit one another.
+        ValueError: before anything is trained: config, model, data and checkpoint do not fit one another; later: the
+            criterion's scores do not fit the weights.
         Diverged: a loss became NaN or infinite, while the network was trained or for every candidate.
         OutOfMemory: the run can be resumed with a smaller ``wave``, which changes no result.
     """
     with telling_of_memory():
-        return _steps(_Run(config, model, data, resume))
+        return _steps(_Run(config, {"model": model, "task": data, "criterion": criterion}, resume))
 
 
 def _steps(run: _Run) -> Said:
@@ -114,17 +124,15 @@ def best(scores: list[CandidateScored]) -> int:
 class _Run:
     """A run's state, and the steps that change it."""
 
-    def __init__(
-        self, config: RunConfig, model: nn.Module | None, data: Task | None, resume: Checkpoint | None
-    ) -> None:
-        named = {"model": model, "task": data}
-        config = config.model_copy(update={name: OBJECT for name, thing in named.items() if thing is not None})
-        for name, thing in named.items():
+    def __init__(self, config: RunConfig, own: dict[str, Any], resume: Checkpoint | None) -> None:
+        config = config.model_copy(update={name: OBJECT for name, thing in own.items() if thing is not None})
+        for name, thing in own.items():
             if getattr(config, name) == OBJECT and thing is None:
                 raise ValueError(
                     f"this run was started from Python with its own {name}: resume it there, with "
-                    "prune(config, model=..., data=..., resume=...)."
+                    f"prune(config, {'data' if name == 'task' else name}=..., resume=...)."
                 )
+        model, data, self.criterion = (own.get(name) for name in ("model", "task", "criterion"))
         ours = config.model_dump(mode="json", exclude=set(FREE))
         theirs = resume.config if resume is not None and resume.config is not None else ours
         other = [name for name in ours if name in theirs and theirs[name] != ours[name]]
@@ -222,9 +230,12 @@ class _Run:
         self.dense = {}  # the teacher has them now
 
     def candidates(self, stage: int) -> StageMasks:
-        return stage_masks(
-            {name: weight.clone() for name, weight in self.weights().items()}, self.masks, stage, self.config
-        )
+        if self.criterion is None:
+            scores = {name: weight.clone() for name, weight in self.weights().items()}
+        else:
+            model, task = self.session.model, self.session.task
+            scores = scores_of(self.criterion, model, self.sizes, task, seed=self.config.seed, stage=stage)
+        return stage_masks(scores, self.masks, stage, self.config)
 
     def judge(self, masks: StageMasks, stage: int) -> Generator[Event, None, list[CandidateScored]]:
         """Score the candidates that were not scored before; returns the scores of all."""

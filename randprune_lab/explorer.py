@@ -110,7 +110,7 @@ class Explorer:
     def _unlike_a_run(self, state: ExploreState, curve: KeepCurve) -> list[str]:
         """Where masks drawn here may be others than those of a run that starts from these weights."""
         if self.source.kind == "run":
-            return []
+            return [self.source.note] if self.source.note else []
         texts = []
         zeros = curve.histogram.size - curve.histogram.alive
         if zeros:

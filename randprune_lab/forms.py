@@ -25,7 +25,7 @@ from randprune_lab.tasks import TASKS
 Kind = Literal["choice", "number", "whole", "switch", "text"]
 Settings = dict[str, Any]
 
-SET_BY_LAB = ("group", "control")  # nobody is asked for these
+SET_BY_LAB = ("group", "control", "criterion")  # nobody is asked for these
 DEMO = "demo"  # in the explorer: the network that the lab trains itself
 MOST_SEEDS = 100
 MOST_RUNS = 100  # each is a process from the start, also while it waits

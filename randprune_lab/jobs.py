@@ -113,9 +113,9 @@ def resume(folder: str | Path, *, wave: int | None = None) -> None:
 
 
 def _refuse_objects(config: RunConfig) -> None:
-    if OBJECT in (config.model, config.task):
+    if OBJECT in (config.model, config.task, config.criterion):
         raise ValueError(
-            "model = 'object', task = 'object': stand for things given from Python, which no other process has. "
+            "'object' as model, task or criterion stands for things given from Python, which no other process has. "
             "Start and resume such a run there, with prune."
         )
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from randprune_lab import store
+from randprune_lab.config import OBJECT
 from randprune_lab.events import CandidateScored, Event, MaskChosen, RunStarted, StageStarted
 from randprune_lab.histogram import MagnitudeHistogram, check_weight
 from randprune_lab.masks import unpack
@@ -94,6 +95,7 @@ class Source(Protocol):
     label: str
     kind: str
     tensors: dict[str, TensorInfo]
+    note: str  # what must be said of masks drawn here; "": nothing
 
     @property
     def moments(self) -> tuple[Moment, ...]:
@@ -169,6 +171,7 @@ class MemorySource:
     """
 
     kind = "model"
+    note = ""
     moments: tuple[Moment, ...] = ()
 
     def __init__(self, model: nn.Module | Mapping[str, Tensor] | Tensor) -> None:
@@ -221,6 +224,7 @@ class CheckpointSource:
     """Safetensors: a file, a folder with one or many, or a Hub id (downloaded into the Hub's cache)."""
 
     kind = "checkpoint"
+    note = ""
     moments: tuple[Moment, ...] = ()
 
     def __init__(self, model: str) -> None:
@@ -269,7 +273,9 @@ class RunSource:
         ends, _ = store.stage_checkpoints(folder)
         if started is None or not ends:
             raise ValueError(f"{folder}: this run has no weights to look at yet. Wait for its dense network.")
-        self._draws_here = not started.device.startswith("cuda")  # there the same seed draws other masks
+        own = self.config.criterion == OBJECT
+        self.note = "This run drew its masks from scores of its own; those here are of magnitudes." if own else ""
+        self._draws_here = not own and not started.device.startswith("cuda")  # there the same seed draws other masks
         self._judged: tuple[Hashable, dict[int, Judged]] = (None, {})
         shapes = dict(_floats_of(next(iter(ends.values())), "model."))
         _refuse_nothing(str(folder), shapes)
