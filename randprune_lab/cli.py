@@ -31,6 +31,7 @@ from randprune_lab.terminal import (
     print_runs,
     print_sizes,
     print_tensors,
+    print_tutorials,
     say,
     shown_state,
 )
@@ -77,7 +78,7 @@ def _app() -> typer.Typer:
         help="A lab for randomized iterative magnitude pruning (arXiv 2310.13183).",
     )
     commands.command("run", help=_RUN_HELP)(_run_command() if sys.argv[1:2] == ["run"] else lambda: None)
-    for command in (resume, stop, runs, report, explore, app, pack, unpack, bench):
+    for command in (resume, stop, runs, report, explore, app, lab, notebooks, pack, unpack, bench):
         commands.command()(command)
     return commands
 
@@ -467,6 +468,44 @@ def app(
 
     given = Places.of_environment()
     serve(port, runs=runs or given.runs, models=models or given.models, browser=browser)
+
+
+def lab(
+    folder: Annotated[Path, typer.Argument(help="Where your copy of the tutorials lies, or will.")] = Path("tutorials"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the browser finds it.")] = 8888,
+    browser: Annotated[bool, typer.Option(help="Open the browser.")] = True,
+) -> None:
+    """The tutorials in JupyterLab, on 127.0.0.1 only: a copy of your own to work in."""
+    from randprune_lab.serve import serve_lab
+
+    serve_lab(folder, port, browser=browser)
+
+
+def notebooks(
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the students' edition there.")] = None,
+    solutions: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the teacher's edition there.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """The tutorials and what one learns from them; or write them into a folder."""
+    from randprune_lab.tutorials import tutorials, write_tutorials
+
+    if to is None and solutions is None:
+        listed = tutorials()
+        if as_json:
+            print_json({"notebooks": [dataclasses.asdict(tutorial) for tutorial in listed]})
+        else:
+            print_tutorials(listed)
+        return
+    written = {}
+    for folder, filled_in in ((to, False), (solutions, True)):
+        if folder is not None:
+            made, kept = write_tutorials(folder, solutions=filled_in)
+            written[str(folder)] = {"written": [path.name for path in made], "kept": [path.name for path in kept]}
+            there = f"; {len(kept)} were there already and stay as they are" if kept else ""
+            if not as_json:
+                say(f"{len(made)} notebooks written to {folder}{there}.")
+    if as_json:
+        print_json({"folders": written})
 
 
 def bench(

@@ -31,6 +31,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def shipped(name: str) -> Path:
+    """A folder that travels with the package: inside it when installed from a wheel, beside it in a checkout.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    package = Path(__file__).parent
+    found = [folder / name for folder in (package, package.parent)]
+    for path in found:
+        if path.is_dir():
+            return path
+    raise ValueError(f"{found[0]}: is not there, though it comes with the lab. Install randprune-lab again.")
+
+
 def is_held(path: Path) -> bool:
     """Somebody holds the lock of this file; one that is not there, or not ours to open, is held by nobody."""
     if not path.is_file():

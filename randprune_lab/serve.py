@@ -1,20 +1,25 @@
-"""``randprune app``: the Streamlit front-end with the settings that it needs, from any folder and from a wheel."""
+"""``randprune app`` and ``lab``: the Streamlit app, and JupyterLab on the tutorials, from any folder and a wheel."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import socket
+import tempfile
 import threading
 import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from randprune_lab.files import shipped, write_atomically
 from randprune_lab.terminal import say
+from randprune_lab.tutorials import write_tutorials
 
 ADDRESS = "127.0.0.1"
 PORT = 8501
+LAB_PORT = 8888
 START_SECONDS = 60
 # Garbage collection after every rerun costs 170 ms once torch is imported; a watcher of files looks into all of torch.
 SETTINGS = {
@@ -36,12 +41,7 @@ SETTINGS = {
 
 def app_file() -> Path:
     """streamlit_app.py: beside the package in a checkout, inside it when installed from a wheel."""
-    package = Path(__file__).parent
-    found = [folder / "streamlit_app.py" for folder in (package / "app", package.parent / "app")]
-    for path in found:
-        if path.is_file():
-            return path
-    raise ValueError(f"{found[0]}: the app's files are not there. Install randprune-lab[app] again.")
+    return shipped("app") / "streamlit_app.py"
 
 
 def serve(port: int = PORT, *, runs: Path, models: Sequence[Path] = (), browser: bool = True) -> None:
@@ -57,7 +57,7 @@ def serve(port: int = PORT, *, runs: Path, models: Sequence[Path] = (), browser:
             raise ValueError(f"--models {folder}: is no folder. Pass one in which models or data lie.")
     if runs.exists() and not runs.is_dir():
         raise ValueError(f"--runs {runs}: is no folder. Pass another, it is made where it is missing.")
-    _check_port(port)
+    _check_port(port, "app")
     os.environ["RANDPRUNE_RUNS"] = str(runs.absolute())
     os.environ.setdefault("RANDPRUNE_CACHE", str(runs.absolute() / ".cache"))  # nothing is written elsewhere
     os.environ["RANDPRUNE_MODELS"] = os.pathsep.join(str(folder.absolute()) for folder in models)
@@ -70,7 +70,50 @@ def serve(port: int = PORT, *, runs: Path, models: Sequence[Path] = (), browser:
     cli.main(["run", str(app_file()), *flags], standalone_mode=False)
 
 
-def _check_port(port: int) -> None:
+def serve_lab(folder: Path, port: int = LAB_PORT, *, browser: bool = True) -> None:
+    """Open JupyterLab on a copy of the tutorials, on 127.0.0.1, until it is stopped.
+
+    What is in ``folder`` already is not touched. Nothing asks the network for news, updates or extensions.
+
+    Raises:
+        ValueError: JupyterLab is not installed, the port is taken, or the folder is none.
+        OSError: the folder cannot be written to.
+    """
+    if missing := [name for name in ("jupyterlab", "anywidget", "ipywidgets") if not importlib.util.find_spec(name)]:
+        raise ValueError(f"the tutorials need {missing[0]}. Install it: pip install 'randprune-lab[jupyter]'.")
+    _check_port(port, "lab")
+    made, kept = write_tutorials(folder)
+    start = min(made + kept)
+    told = f"; {len(kept)} were there already and stay as they are" if kept else ""
+    say(f"{len(made)} notebooks written to {folder.absolute()}{told}.")
+    say("JupyterLab opens on them; Ctrl-C ends it.")
+    settings = {
+        "ServerApp.ip": ADDRESS,
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "ServerApp.root_dir": folder.absolute(),
+        "ServerApp.open_browser": browser,
+        "ServerApp.allow_root": True,  # in a container there is nobody else
+        "ServerApp.log_level": "WARN",  # the address with its token is above that
+        "LabApp.log_level": "WARN",
+        "ServerApp.answer_yes": True,  # Ctrl-C ends it without a question
+        "ServerApp.default_url": f"/lab/tree/{start.name}",
+        "LabApp.default_url": f"/lab/tree/{start.name}",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+        "LabApp.extension_manager": "readonly",
+    }
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the kernels: two of them share the cores
+    from jupyterlab.labapp import main
+
+    with tempfile.TemporaryDirectory() as defaults:  # beside the user's own settings, which go first
+        written = Path(defaults) / "labconfig" / "default_setting_overrides.json"
+        write_atomically(written, json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}))
+        searched = [*filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")]), defaults]
+        os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(searched)
+        main([f"--{name}={value}" for name, value in settings.items()])
+
+
+def _check_port(port: int, command: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will: not of one that has ended
@@ -78,8 +121,8 @@ def _check_port(port: int) -> None:
             probe.bind((ADDRESS, port))
         except (OSError, OverflowError) as error:
             raise ValueError(
-                f"port {port} cannot be had ({error}). If the app runs already, open http://{ADDRESS}:{port}; else "
-                f"pass another: randprune app --port {port + 1 if 0 < port < 65535 else PORT + 1}"
+                f"port {port} cannot be had ({error}). If it runs already, open http://{ADDRESS}:{port}; else "
+                f"pass another: randprune {command} --port {port + 1 if 0 < port < 65535 else PORT + 1}"
             ) from None
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from randprune_lab.status import Status
     from randprune_lab.store import RunSummary
     from randprune_lab.tensors import TensorRow
+    from randprune_lab.tutorials import Tutorial
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # what a wrong command line raises
 
@@ -165,6 +166,15 @@ def print_listing(title: str, found: Sequence[tuple[RunSummary, Status]]) -> Non
     for run, status in found:
         if status.message and not status.is_live:
             say(f"{run.folder.name}: {status.message}", whole=True)
+
+
+def print_tutorials(listed: Sequence[Tutorial]) -> None:
+    """The notebooks, and what one learns from each."""
+    for tutorial in listed:
+        say(f"{tutorial.file}: {tutorial.title}")
+        for goal in tutorial.goals:
+            say(f"  - {goal}")
+    say("randprune lab opens a copy of them in JupyterLab; --to DIR or --solutions DIR writes one.")
 
 
 def shown_state(status: Status) -> str:

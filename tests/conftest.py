@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import contextlib
 import os
 
 # Before torch is imported: two torch processes on few cores would spin against each other.
@@ -20,14 +21,13 @@ def pytest_terminal_summary(terminalreporter):
                 terminalreporter.write_line(text)
 
 
-@pytest.fixture(autouse=True)
-def share_the_machine(request, tmp_path_factory):
+@contextlib.contextmanager
+def machine_shared(folder: Path, *, alone: bool):
     """A test marked ``alone`` measures how fast something is: those of the other workers wait meanwhile."""
-    folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     gate = FileLock(folder / "gate.lock")  # whoever wants to be alone holds it, so that no new test slips in
     machine = ReadWriteLock(folder / "machine.db")
-    if request.node.get_closest_marker("alone"):
+    if alone:
         with gate, machine.write_lock():
             yield
     else:
@@ -35,6 +35,39 @@ def share_the_machine(request, tmp_path_factory):
             pass
         with machine.read_lock():
             yield
+
+
+@pytest.fixture(autouse=True)
+def share_the_machine(request, tmp_path_factory):
+    alone = request.node.get_closest_marker("alone") is not None
+    with machine_shared(tmp_path_factory.getbasetemp(), alone=alone):
+        yield
+
+
+class NotebookCells:
+    """The cells of the tutorials, which nbval makes tests of: they have no fixtures."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items):
+        for item in items:
+            if item.path.suffix == ".ipynb":
+                item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        if item.path.suffix != ".ipynb":
+            return (yield)
+        folder = item.config._tmp_path_factory.getbasetemp()
+        os.environ["RANDPRUNE_RUNS"] = str(folder / item.path.stem)  # not beside the notebook
+        try:
+            with machine_shared(folder, alone=False):
+                return (yield)
+        finally:
+            del os.environ["RANDPRUNE_RUNS"]
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(NotebookCells())  # from here alone it would not see what lies outside this folder
 
 
 @pytest.fixture(scope="session")

@@ -86,8 +86,8 @@ ROOMS = [
     "handle",
     "form",
     "console",
-    "terminal",
     "tutorials",
+    "terminal",
     "serve",
     "cli",
 ]

@@ -159,3 +159,23 @@ def test_terminating_it_leaves_nothing_behind(running):
     process.wait(20)
     with socket.socket() as probe:
         assert probe.connect_ex((ADDRESS, port)) != 0
+
+
+def test_the_tutorials_need_jupyter_a_free_port_and_a_folder(command, tmp_path, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind((ADDRESS, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, error = command("lab", tmp_path / "mine", "--port", port, "--no-browser")
+    assert code == 2
+    assert f"port {port} cannot be had" in error
+    assert f"randprune lab --port {port + 1}" in error
+    assert not (tmp_path / "mine").exists()
+    (tmp_path / "file").write_text("")
+    code, _, error = command("lab", tmp_path / "file", "--port", free_port(), "--no-browser")
+    assert code == 2
+    assert "is a file. Pass a folder" in error
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jupyterlab" else name)
+    code, _, error = command("lab", tmp_path / "mine", "--no-browser")
+    assert code == 2
+    assert "randprune-lab[jupyter]" in error

@@ -1,0 +1,117 @@
+"""``randprune lab`` as a student meets it: the tutorials in a real browser, run, moved by hand, and answered."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import MAIN, chromium_path, end, free_port
+from playwright.sync_api import expect
+
+from randprune_lab.tutorials import tutorials
+
+SECONDS = 1000  # milliseconds
+# The panel that a tutorial asks to move, by what, and what its sentence then says.
+PANELS = {
+    "01-cut-at-a-threshold.ipynb": ("microscope", "sparsity", "At sparsity {}"),
+    "02-from-cut-to-chance.ipynb": ("curve", "power", ""),
+    "03-measuring-randomness.ipynb": ("randomness", "power", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def lab_address(tmp_path_factory):
+    """JupyterLab as the command opens it, from a folder that knows nothing of it; its address with the token."""
+    if chromium_path() is None:
+        pytest.skip("no Chromium: install it (Debian: chromium), or name it in RANDPRUNE_CHROMIUM")
+    folder = tmp_path_factory.mktemp("student")
+    log = folder / "log"
+    command = [sys.executable, "-c", MAIN, "lab", "mine", "--port", str(free_port()), "--no-browser"]
+    with log.open("wb") as written:
+        process = subprocess.Popen(command, cwd=folder, stdout=written, stderr=subprocess.STDOUT)
+    until = time.monotonic() + 60
+    while not (found := re.search(r"http://127\.0\.0\.1:\d+/\S*token=\w+", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.2)
+    yield found[0]
+    end(process)
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    requests, errors = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.close()
+    assert errors == []
+    assert {re.match(r"(\w+):(//[^:/]*)?", url)[0] for url in requests} <= {"http://127.0.0.1", "data:", "blob:"}
+
+
+def open_notebook(page, address: str, name: str) -> None:
+    page.goto(re.sub(r"/lab(/tree/[^?]*)?\?", f"/lab/tree/{name}?reset&", address))
+    page.locator(".jp-Notebook:visible .jp-Cell").first.wait_for(timeout=60 * SECONDS)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60 * SECONDS)
+
+
+def run_all(page) -> None:
+    page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+
+
+def scroll_to_panel(page) -> None:
+    """JupyterLab draws the cells that are in sight, and no others."""
+    until = time.monotonic() + 180
+    while not page.locator(".rp-root").count():
+        assert time.monotonic() < until, "there is no panel"
+        page.locator(".jp-WindowedPanel-outer:visible").evaluate(
+            "(panel) => { const before = panel.scrollTop; panel.scrollBy(0, 500);"
+            " if (panel.scrollTop <= before) panel.scrollTop = 0; }"
+        )
+        page.wait_for_timeout(300)
+    page.locator(".rp-root").first.scroll_into_view_if_needed()
+
+
+def test_it_opens_the_first_tutorial_and_asks_nothing(page, lab_address):
+    assert "01-cut-at-a-threshold.ipynb" in lab_address
+    page.goto(lab_address)
+    page.get_by_role("heading", name="Cut at a threshold").wait_for(timeout=60 * SECONDS)
+    page.wait_for_timeout(2000)
+    assert page.locator(".jp-Dialog:visible, .Toastify__toast:visible").count() == 0  # no news, no update
+    expect(page.locator(".jp-OutputArea-output")).to_have_count(0)  # answers do not stand below the questions
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_its_panels_live_and_its_exercises_answer(page, lab_address, name):
+    open_notebook(page, lab_address, name)
+    run_all(page)
+    scroll_to_panel(page)
+    root = page.locator(".rp-root[data-answers]").first
+    root.wait_for(timeout=120 * SECONDS)
+
+    # the panel follows the hand
+    panel, field, words = PANELS[name]
+    slider, box = (root.locator(f"{kind}[data-field={field}]") for kind in ("input[type=range]", ".rp-box"))
+    sentence = root.locator(f"[data-panel={panel}] .sentence").first
+    before, value = sentence.inner_text(), float(box.input_value())
+    slider.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_timeout(300)
+    expect(sentence).not_to_have_text(before, timeout=20 * SECONDS)
+    moved = float(box.input_value())
+    assert moved < value
+    expect(sentence).to_contain_text(words.format(f"{moved:.6g}"), timeout=20 * SECONDS)
+
+    # all cells have run, none has failed, every exercise is open
+    expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")).to_be_visible(timeout=120 * SECONDS)
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+
+
+def test_every_tutorial_is_there(lab_address, page):
+    open_notebook(page, lab_address, "08-make-it-yours.ipynb")
+    for tutorial in tutorials():
+        page.locator(".jp-DirListing-itemText", has_text=tutorial.file).first.wait_for(timeout=20 * SECONDS)
