@@ -47,12 +47,6 @@ def share_the_machine(request, tmp_path_factory):
 class NotebookCells:
     """The cells of the tutorials, which nbval makes tests of: they have no fixtures."""
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items):
-        for item in items:
-            if item.path.suffix == ".ipynb":
-                item.add_marker(pytest.mark.xdist_group(item.path.name))
-
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
         if item.path.suffix != ".ipynb":

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -215,3 +217,19 @@ def test_where_real_data_is_not_at_hand_the_stored_results_are_shown(tmp_path, m
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/events.jsonl"))
     stored = {cell.id: printed(cell) for cell in read(FOLDER / name).cells if COMPARED in cell.metadata.get("tags", ())}
     assert {cell.id: printed(cell) for cell in notebook.cells if cell.id in stored} == stored
+
+
+@pytest.mark.parametrize(("stored", "code"), [("2\n", 0), ("3\n", 1)])
+def test_a_compared_cell_that_prints_something_else_fails(tmp_path, stored, code):
+    """The suite's own options, on a notebook of one cell."""
+    source = "from IPython.display import display\ndisplay({'image/svg+xml': '<svg>new</svg>'}, raw=True)\nprint(1 + 1)"
+    outputs = [
+        nbformat.v4.new_output("display_data", {"image/svg+xml": "<svg>old\n</svg>"}),
+        nbformat.v4.new_output("stream", name="stdout", text=stored),
+    ]
+    cell = nbformat.v4.new_code_cell(source, outputs=outputs, execution_count=1, metadata={"tags": [COMPARED]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-c", "pyproject.toml"]
+    done = subprocess.run([*command, str(tmp_path / "one.ipynb")], cwd=FOLDER.parent, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout
+    assert ("mismatch" in done.stdout) == bool(code)
