@@ -186,7 +186,7 @@ def candidates_sentence(rows: Rows) -> str:
     known = {stage: [value for value in values if value is not None] for stage, values in stages.items()}
     spread = max((max(values) - min(values) for values in known.values() if values), default=0.0)
     failed = sum(row["score"] is None for row in rows)
-    text = f"In {len(winners)} decided stages the plain mask won {plain} and a random one {len(winners) - plain} times"
+    text = f"In {len(winners)} decided stages the plain mask won {plain}, a random one {len(winners) - plain}"
     text += f"; the scores within one stage differ by at most {100 * spread:.1f} percentage points"
     return text + (f"; {failed} candidates failed and have no score." if failed else ".")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:  # most cells draw nothing
     import altair as alt
 
 NOT_YET, RIGHT = "not yet", "right"
+WIDTH = 100  # characters of a line of text below a chart
 
 
 def check(answer: object, is_right: Callable[[Any], object], hint: str = "try again") -> None:
@@ -43,7 +45,7 @@ def show(chart: alt.TopLevelMixin) -> None:
 
     sentence = str(chart.to_dict(validate=False).get("description", ""))
     display({"image/svg+xml": to_svg(chart), "text/plain": sentence}, raw=True)  # type: ignore[no-untyped-call]
-    print(sentence)  # noqa: T201
+    print(textwrap.fill(sentence, WIDTH))  # noqa: T201
 
 
 def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:

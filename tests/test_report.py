@@ -246,7 +246,7 @@ def test_candidates_chart_marks_every_score_and_the_winners_again():
     svg = charts.to_svg(charts.candidates_chart(CANDIDATES))
     assert symbols(svg) == [6, 2]
     sentence = charts.candidates_sentence(CANDIDATES)
-    assert "In 2 decided stages the plain mask won 0 and a random one 2 times" in sentence
+    assert "In 2 decided stages the plain mask won 0, a random one 2" in sentence
     assert "at most 2.0 percentage points" in sentence
     assert "2 candidates failed" in sentence
 
