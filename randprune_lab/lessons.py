@@ -406,8 +406,8 @@ def _ir_and_swapped(explorer: Explorer, step: Step) -> Reveal:
         option,
         f"At sparsity {low.sparsity:g}: ir = {low.expected_ir:.4g}, {low.swapped:.1%} swapped. At {high.sparsity:g}: "
         f"ir = {high.expected_ir:.4g}, {high.swapped:.1%} swapped.",
-        "ir is measured against the pruned weights, which are many at a high sparsity, so on average it cannot exceed (1 - s)/s. "
-        "Swapped is measured against the kept ones. Between sparsities, compare swapped.",
+        "ir is measured against the pruned weights, which are many at a high sparsity: on average it cannot exceed "
+        "(1 - s)/s. Swapped is measured against the kept ones. Between sparsities, compare swapped.",
     )
 
 

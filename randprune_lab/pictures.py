@@ -119,7 +119,7 @@ def keep_curve_chart(rows: Rows, tau: float, dots: Rows = ()) -> alt.LayerChart:
     if dots:
         shares = [{"magnitude": dot["magnitude"], "q": float(dot["kept"])} for dot in dots]
         layers.append(of_rows(shares).mark_point(size=45, color="black", opacity=0.8).encode(x=x, y=y))
-    title = f"Chance decides around tau{': the larger T, the nearer' if len(curves) > 1 else ', not a hard step'}"
+    title = f"Chance decides around tau{': the larger T, the nearer to it' if len(curves) > 1 else ', not a hard step'}"
     return layered(layers, title, keep_curve_sentence(rows, tau, dots))
 
 

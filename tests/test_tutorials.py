@@ -20,7 +20,8 @@ COMPARED = "nbval-check-output"
 OWN_CODE = "08-make-it-yours"
 HEADINGS = ("## Goals", "## What would break this", "## Sources")
 REFERENCES = re.compile(
-    r"(Eq\.|Equation|[Ss]ections?|Figures?|Tables?|Algorithm|arXiv|Appendix|[Nn]otebooks?|[Ll]essons?|DOI)[  ]*\(?[\w.]+"
+    r"(Eq\.|Equation|[Ss]ections?|Figures?|Tables?|Algorithm|arXiv|[Aa]ppendix|[Nn]otebooks?|[Ll]essons?|DOI)"
+    r"[ \u00a0]*\(?[\w.]+"
 )
 MACHINE = re.compile(r"/(work|tmp|home|root|opt|Users)/|[A-Z]:\\\\")
 LARGEST = 800_000  # bytes
