@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +18,7 @@ from randprune_lab.places import Places
 
 PACKAGES = ("randprune-lab", "torch", "transformers", "datasets", "streamlit", "ipywidgets", "anywidget", "altair")
 GLUE = "nyu-mll/glue"
+_PATIENCE = 5.0  # seconds that the Hub has to answer
 
 
 def facts(places: Places) -> list[dict[str, str]]:
@@ -46,6 +48,21 @@ def offline(places: Places) -> list[dict[str, str]]:
     asked = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     why = "HF_HUB_OFFLINE forbids to fetch them" if asked else "a run fetches them; HF_HUB_OFFLINE=1 forbids it"
     return [*shown, {"what": "other models and data sets", "at hand": "no" if asked else "from the Hub", "why": why}]
+
+
+def can_be_had(name: str, kind: Literal["model", "dataset"]) -> bool:
+    """A run would find it: a folder, in the Hub's cache, or the Hub answers within some seconds. Nothing is fetched."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if Path(name).is_dir() or name in _cached(kind):
+        return True
+    if HF_HUB_OFFLINE:
+        return False
+    try:
+        with urllib.request.urlopen(ENDPOINT, timeout=_PATIENCE):
+            return True
+    except OSError:
+        return False
 
 
 def _glue(places: Places) -> tuple[bool, str]:

@@ -1,5 +1,6 @@
 """What the About page says is true of this machine, and nothing is fetched to find it out."""
 
+import contextlib
 import importlib.metadata
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from randprune_lab import jobs
-from randprune_lab.about import facts, offline
+from randprune_lab.about import can_be_had, facts, offline
 from randprune_lab.places import Places
 
 
@@ -56,3 +57,26 @@ def test_glue_in_the_cache_counts(tmp_path, monkeypatch, kind):
     (tmp_path / f"{kind}--nyu-mll--glue" / "snapshots" / "abc").mkdir(parents=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert values(offline(Places(tmp_path)), "at hand")["GLUE"] == ("yes" if kind == "datasets" else "no")
+
+
+def test_what_can_be_had(tmp_path, monkeypatch):
+    asked = []
+
+    def answer(address, timeout):
+        asked.append((address, timeout))
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "models--some--model" / "snapshots" / "1").mkdir(parents=True)
+    assert can_be_had(str(tmp_path), "dataset")
+    assert can_be_had("some/model", "model")
+    assert asked == []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert not can_be_had("some/model", "dataset")
+    assert asked == []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert not can_be_had("some/model", "dataset")
+    assert len(asked) == 1
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: contextlib.nullcontext())
+    assert can_be_had("some/model", "dataset")

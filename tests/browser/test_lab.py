@@ -58,8 +58,18 @@ def open_notebook(page, address: str, name: str) -> None:
 
 
 def run_all(page) -> None:
-    page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
-    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+    """Until a cell has run: whoever is faster than the kernel is asked for one."""
+    started = page.locator(".jp-Notebook:visible .jp-InputPrompt", has_text=re.compile(r"\[[*\d]+\]"))
+    until = time.monotonic() + 60
+    while not started.count():
+        assert time.monotonic() < until, "no cell runs"
+        page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+        page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+        page.wait_for_timeout(1000)
+        asks = page.locator(".jp-Dialog:visible .jp-mod-accept")
+        if asks.count():
+            asks.click()
+            page.wait_for_timeout(2000)
 
 
 def scroll_to_panel(page) -> None:
