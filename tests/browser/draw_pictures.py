@@ -1,4 +1,4 @@
-"""The pictures of the README, made by the lab itself: ``python tests/draw_pictures.py`` (some minutes, Chromium)."""
+"""The pictures of the README, made by the lab itself: ``python tests/browser/draw_pictures.py`` (Chromium)."""
 
 import io
 import os
@@ -9,17 +9,16 @@ import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parent
-sys.path.append(str(TESTS / "browser"))
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
-from conftest import CHROMIUM_FLAGS, MAIN, App, chromium_path, end, free_port  # noqa: E402
-from PIL import Image  # noqa: E402
-from playwright.sync_api import Page, sync_playwright  # noqa: E402
+from conftest import CHROMIUM_FLAGS, MAIN, App, chromium_path, end, free_port
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from test_lab import open_notebook, run_all, scroll_to_panel
 
-from randprune_lab import charts, figures, store  # noqa: E402
+from randprune_lab import charts, figures, store
 
-PICTURES = TESTS.parent / ".pictures"
+PICTURES = Path(__file__).parents[2] / ".pictures"
 SIZE = {"width": 1280, "height": 860}
 SECONDS = 1000  # milliseconds
 COLORS = 128  # a screenshot of text and lines needs no more
@@ -38,14 +37,16 @@ def draw_run(folder: Path) -> None:
     for run in store.run_folders(folder / "runs"):
         config = store.read_config(run)
         tables[config.control or config.method] = [store.stage_table(run)]
-    charts.save_svg(charts.accuracy_chart(figures.accuracy_rows(tables)), PICTURES / "run.svg")
+    charts.save_svg(
+        charts.accuracy_chart(figures.accuracy_rows(tables)).properties(background="white"), PICTURES / "run.svg"
+    )
 
 
 def draw_app(folder: Path, page: Page) -> None:
     """Step 2: the app's page Explore."""
     app = App(folder / "app")
     try:
-        page.goto(app.address("explore", sparsity=0.9375, samples=4, candidates=4))
+        page.goto(app.address("explore", sparsity=0.9375, randomness="fixed", samples=16, candidates=4))
         page.locator(".rp-root[data-candidates-done='4']").wait_for(timeout=120 * SECONDS)
         page.wait_for_timeout(2 * SECONDS)
         save(page, "app")
@@ -62,19 +63,12 @@ def draw_lab(folder: Path, page: Page) -> None:
     try:
         while not (found := re.search(r"http://127\.0\.0\.1:\d+/\S*token=\w+", log.read_text())):
             time.sleep(0.2)
-        page.goto(found[0])
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60 * SECONDS)
-        page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
-        page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
-        while not page.locator(".rp-root[data-answers]").count():
-            page.locator(".jp-WindowedPanel-outer:visible").evaluate(
-                "(panel) => { const before = panel.scrollTop; panel.scrollBy(0, 400);"
-                " if (panel.scrollTop <= before) panel.scrollTop = 0; }"
-            )
-            page.wait_for_timeout(500)
+        open_notebook(page, found[0], "02-from-cut-to-chance.ipynb")
+        run_all(page)
+        scroll_to_panel(page)
         page.wait_for_timeout(3 * SECONDS)
         page.locator(".rp-root[data-answers]").first.evaluate(
-            "root => root.closest('.jp-Cell').scrollIntoView({block: 'start'})"
+            "root => { root.closest('.jp-WindowedPanel-outer').scrollTop += root.getBoundingClientRect().top - 260; }"
         )
         page.wait_for_timeout(2 * SECONDS)
         save(page, "lab")
