@@ -185,6 +185,8 @@ def test_wheel_works_elsewhere(tmp_path):
     assert "randprune_lab/py.typed" in names
     app = {path.relative_to(ROOT / "app").as_posix() for path in (ROOT / "app").rglob("*.py")}
     assert {f"randprune_lab/app/{name}" for name in (*app, ".streamlit/config.toml")} <= set(names)
+    notebooks = {f"randprune_lab/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert notebooks | {"randprune_lab/notebooks/results/claims.json"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests")]
     (entry_points,) = (tmp_path / "elsewhere").glob("*.dist-info/entry_points.txt")
@@ -192,10 +194,13 @@ def test_wheel_works_elsewhere(tmp_path):
     code = """
 import json, sys, randprune_lab
 from randprune_lab.cli import main
+from pathlib import Path
 from randprune_lab.serve import app_file
+from randprune_lab.tutorials import write_tutorials
 import torch
 weight = torch.arange(1.0, 9.0)
 files = [randprune_lab.__file__, str(app_file())]
+assert len(write_tutorials(Path("student"))[0]) == 8
 print(json.dumps([files, randprune_lab.magnitude_mask(weight, 0.5).tolist()]))
 """
     shown = subprocess.check_output(
