@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import os
 import platform
@@ -14,7 +15,7 @@ import torch
 
 from randprune_lab import jobs
 from randprune_lab.files import cache_folder, free_disk
-from randprune_lab.places import Places
+from randprune_lab.places import HUB_ID, Places
 
 PACKAGES = ("randprune-lab", "torch", "transformers", "datasets", "streamlit", "ipywidgets", "anywidget", "altair")
 GLUE = "nyu-mll/glue"
@@ -51,17 +52,19 @@ def offline(places: Places) -> list[dict[str, str]]:
 
 
 def can_be_had(name: str, kind: Literal["model", "dataset"]) -> bool:
-    """A run would find it: a folder, in the Hub's cache, or the Hub answers within some seconds. Nothing is fetched."""
+    """A folder with files, an id in the Hub's cache, or one that the Hub knows, asked for some seconds."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
-    if Path(name).is_dir() or name in _cached(kind):
+    if Path(name).is_dir():
+        return any(path.is_file() for path in Path(name).rglob("*"))
+    if name in _cached(kind):
         return True
-    if HF_HUB_OFFLINE:
+    if HF_HUB_OFFLINE or not HUB_ID.fullmatch(name):
         return False
     try:
-        with urllib.request.urlopen(ENDPOINT, timeout=_PATIENCE):
+        with urllib.request.urlopen(f"{ENDPOINT}/api/{kind}s/{name}", timeout=_PATIENCE):
             return True
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 

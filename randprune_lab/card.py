@@ -137,15 +137,16 @@ def _warning(config: RunConfig) -> str:
 def _stage_table(story: Sequence[Event], config: RunConfig, started: RunStarted, dense: DenseFinished | None) -> str:
     chosen = {event.stage: event for event in story if isinstance(event, MaskChosen)}
     rows = [["dense", "0", "", "", _score(dense.selection), _score(dense.test)]] if dense else []
+    plain = "magnitude" if config.criterion != OBJECT else "scores of one's own"
     for done in (event for event in story if isinstance(event, StageFinished)):
         mask = chosen.get(done.stage)
-        winner = ("plain magnitude" if mask.winner == 0 else f"random, no. {mask.winner}") if mask else ""
+        winner = (f"plain {plain}" if mask.winner == 0 else f"random, no. {mask.winner}") if mask else ""
         ir = f"{mask.ir:.4f}" if mask else ""
         rows.append(
             [str(done.stage), f"{done.sparsity:.4f}", winner, ir, _score(done.selection), _score(done.test)],
         )
     head = ["stage", "sparsity", "mask", "ir", f"selection {started.metric}", f"test {started.metric}"]
-    note = "ir: introduced randomness of the mask against plain magnitude (Eq. 1 of the paper)."
+    note = f"ir: introduced randomness of the mask against plain {plain} (Eq. 1 of the paper)."
     if config.select_on == "selection":
         note += " The selection split, held out of the training data, chose the masks; the test split chose nothing."
     if config.task.startswith("glue/"):
@@ -155,7 +156,7 @@ def _stage_table(story: Sequence[Event], config: RunConfig, started: RunStarted,
 
 def _settings(config: RunConfig, started: RunStarted) -> str:
     """The settings that the result hangs on, by their names in the configuration; those that are off are left out."""
-    names = ["task", "method", "stages", "scope", "include", "exclude"]
+    names = ["task", "method", "criterion", "stages", "scope", "include", "exclude"]
     if config.method != "imp":
         names += ["candidates", "randomness", *_randomness(config), "reach", "ties"]
     if config.method == "randomized":

@@ -10,28 +10,39 @@ if TYPE_CHECKING:  # most cells draw nothing
     import altair as alt
 
 NOT_YET, RIGHT = "not yet", "right"
-WIDTH = 100  # characters of a line of text below a chart
+WIDTH = 88  # characters of a line of text below a chart
 
 
 def check(answer: object, is_right: Callable[[Any], object], hint: str = "try again") -> None:
     """Print ``right``, or ``not yet`` with what is missing. It never raises, so that a notebook runs through.
 
     Args:
-        answer: the student's; ``...`` (also inside a tuple or list) where there is none yet.
+        answer: the student's; ``...`` (also inside a tuple, list or dict) where there is none yet.
         is_right: answer -> whether it is right. Where it raises, the answer is of the wrong kind.
         hint: what to think of next.
     """
-    given = answer if isinstance(answer, tuple | list) else (answer,)
-    if any(part is ... for part in given):
-        print(f"{NOT_YET}: put your answer in place of the three dots, and run the cell again.")  # noqa: T201
-        return
     try:
-        verdict = bool(is_right(answer))
+        text = _verdict(answer, is_right, hint)
+    except (Exception, SystemExit) as error:  # also where comparing answers or wording the error fails
+        text = f"{NOT_YET}: your answer cannot be checked ({type(error).__name__}). {_sentence(hint)}"
+    print(text)  # noqa: T201
+
+
+def _verdict(answer: Any, is_right: Callable[[Any], object], hint: str) -> str:
+    if _is_open(answer):
+        return f"{NOT_YET}: put your answer in place of the three dots, and run the cell again."
+    try:
+        return RIGHT if bool(is_right(answer)) else f"{NOT_YET}: {_sentence(hint)}"
     except Exception as error:
-        words = " ".join(str(error).split())
-        print(f"{NOT_YET}: your answer cannot be checked ({type(error).__name__}: {words}). {_sentence(hint)}")  # noqa: T201
-        return
-    print(RIGHT if verdict else f"{NOT_YET}: {_sentence(hint)}")  # noqa: T201
+        words = textwrap.shorten(str(error), 200)
+        return f"{NOT_YET}: your answer cannot be checked ({type(error).__name__}: {words}). {_sentence(hint)}"
+
+
+def _is_open(answer: Any) -> bool:
+    """Three dots, also inside of tuples, lists and dicts."""
+    if isinstance(answer, dict):
+        answer = list(answer.values())
+    return answer is ... or (isinstance(answer, tuple | list) and any(map(_is_open, answer)))
 
 
 def show(chart: alt.TopLevelMixin) -> None:
@@ -58,6 +69,8 @@ def table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
 
 
 def _cell(value: object) -> str:
+    if getattr(value, "ndim", None) == 0:  # a number of torch or numpy
+        value = value.item()  # type: ignore[attr-defined]
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -496,12 +496,14 @@ def notebooks(
         else:
             print_tutorials(listed)
         return
+    if to is not None and solutions is not None and to.resolve() == solutions.resolve():
+        raise ValueError(f"--to {to} --solutions {solutions}: two editions need two folders.")
     written = {}
     for folder, filled_in in ((to, False), (solutions, True)):
         if folder is not None:
             made, kept = write_tutorials(folder, solutions=filled_in)
             written[str(folder)] = {"written": [path.name for path in made], "kept": [path.name for path in kept]}
-            there = f"; {len(kept)} were there already and stay as they are" if kept else ""
+            there = f"; {len(kept)} were there already and stay as they are, whichever edition" if kept else ""
             if not as_json:
                 say(f"{len(made)} notebooks written to {folder}{there}.")
     if as_json:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from randprune_lab import charts, figures, pictures, store
 from randprune_lab.card import shown_name
-from randprune_lab.config import FREE, RunConfig
+from randprune_lab.config import FREE, OBJECT, RunConfig
 from randprune_lab.events import RunFinished, RunStarted
 from randprune_lab.journal import read_journal
 from randprune_lab.metrics import METRICS
@@ -119,7 +119,10 @@ def _labelled(runs: list[_Run]) -> list[_Run]:
     """The runs with the name of their line: the method, and what tells it from other lines of that method."""
     lines: dict[str, list[_Run]] = {}
     for run in runs:
-        lines.setdefault(run.config.model_dump_json(exclude=set(LABELS)), []).append(run)
+        same = lines.setdefault(run.config.model_dump_json(exclude=set(LABELS)), [])
+        if OBJECT in (run.config.model, run.config.task, run.config.criterion) and run.config.seed in _seeds(same):
+            same = lines[run.folder.as_posix()] = []  # "object" is not always the same one
+        same.append(run)
     firsts = [own[0] for own in lines.values()]
     labels: list[str] = []
     for first in firsts:
@@ -134,7 +137,13 @@ def _labelled(runs: list[_Run]) -> list[_Run]:
     return [dataclasses.replace(run, label=by_folder[run.folder]) for run in runs]
 
 
+def _seeds(runs: Iterable[_Run]) -> set[int]:
+    return {run.config.seed for run in runs}
+
+
 def _value(value: Any) -> str:
+    if value == OBJECT:
+        return "of one's own"
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "none"
     return shown_name(value) if isinstance(value, str) and value else "none" if value in (None, "") else str(value)

@@ -73,7 +73,7 @@ def prune(
         model: your own classifier, inputs -> logits; trained and pruned in place. None: the one that config names.
         data: your own task (``Task.of``). None: the one that config names.
         criterion: what a weight is worth instead of its magnitude: (weights, model, task) -> scores, by name; see
-            ``criteria.Criterion``. Masks, plain and random ones, are then drawn from the scores.
+            ``criteria.Criterion``. Masks, plain and random ones, are then drawn from the scores. Resume with the same.
         resume: what ``store.last_checkpoint`` gave.
 
     Raises:
@@ -128,10 +128,15 @@ class _Run:
         config = config.model_copy(update={name: OBJECT for name, thing in own.items() if thing is not None})
         for name, thing in own.items():
             if getattr(config, name) == OBJECT and thing is None:
+                how = f"prune(config, {'data' if name == 'task' else name}=..."
                 raise ValueError(
-                    f"this run was started from Python with its own {name}: resume it there, with "
-                    f"prune(config, {'data' if name == 'task' else name}=..., resume=...)."
+                    f"{name} = {OBJECT!r} stands for one that is given from Python: pass it, {how})."
+                    if resume is None
+                    else f"this run was started from Python with its own {name}: resume it there, {how}, resume=...)."
                 )
+        if own.get("criterion") is not None and not callable(own["criterion"]):
+            kind = type(own["criterion"]).__name__
+            raise ValueError(f"criterion is a {kind}: must be a function (weights, model, task) -> scores.")
         model, data, self.criterion = (own.get(name) for name in ("model", "task", "criterion"))
         ours = config.model_dump(mode="json", exclude=set(FREE))
         theirs = resume.config if resume is not None and resume.config is not None else ours

@@ -83,7 +83,7 @@ def estimate(config: RunConfig) -> Estimate:
     with telling_of_memory(), using_threads(config.threads):
         clock = _clock(config)
         begun = clock()
-        run = _Run(config.model_copy(update=lighter), {}, None)
+        run = _Run(config.model_copy(update=lighter), dict.fromkeys(("model", "task", "criterion")), None)
         building = clock() - begun
         return _Plan(config, run, clock).estimate(building)
 

@@ -19,7 +19,7 @@ from randprune_lab import charts, figures, jobs, store
 from randprune_lab.card import shown_name
 from randprune_lab.charts import accuracy, sparsity
 from randprune_lab.comparing import compare_view as compare_view
-from randprune_lab.config import RunConfig
+from randprune_lab.config import OBJECT, RunConfig
 from randprune_lab.events import (
     CandidateScored,
     DenseFinished,
@@ -358,7 +358,9 @@ def _near(folder: Path, journal: Journal, config: RunConfig) -> list[Row]:
     chosen = {event.stage: event for event in journal.all(MaskChosen)}
     rows = []
     for stage, amount in enumerate(config.stages, start=1):
-        share, mask = _share_near(folder, stage - 1, amount, config.scope), chosen.get(stage)
+        mask = chosen.get(stage)
+        # Where masks are drawn from scores of one's own, tau of the magnitudes is not where they cut.
+        share = None if config.criterion == OBJECT else _share_near(folder, stage - 1, amount, config.scope)
         if share is not None or mask is not None:
             known = {"ir": mask.ir, "swapped": mask.swapped} if mask else {"ir": None, "swapped": None}
             rows.append({"stage": stage, "sparsity": amount, "share": share, **known})

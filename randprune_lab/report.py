@@ -16,7 +16,7 @@ from randprune_lab import charts, store
 from randprune_lab.benefit import benefit_sentences, read_benefit
 from randprune_lab.card import shown_name
 from randprune_lab.charts import accuracy, sparsity
-from randprune_lab.config import RunConfig
+from randprune_lab.config import OBJECT, RunConfig
 from randprune_lab.events import (
     CandidateScored,
     DenseFinished,
@@ -324,6 +324,11 @@ def _statements(run: _Run) -> list[str]:
             f"Deterministic: {'yes' if started.deterministic else 'no'}. The same configuration on the same device "
             f"model, torch version and number of threads gives {same}."
         )
+        if config.criterion == OBJECT:
+            lines.append(
+                "Masks were drawn from scores of one's own, given from Python: the configuration alone does not repeat "
+                "this run, and what the scores looked at is not recorded."
+            )
         lines.append(f"Device: {started.device}; torch {started.torch}; threads: {config.threads}.")
         total = sum(started.prunable.values())
         lines.append(f"Prunable: {total:,} of {started.parameters:,} parameters ({', '.join(started.prunable)}).")

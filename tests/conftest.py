@@ -52,12 +52,9 @@ class NotebookCells:
         if item.path.suffix != ".ipynb":
             return (yield)
         folder = item.config._tmp_path_factory.getbasetemp()
-        os.environ["RANDPRUNE_RUNS"] = str(folder / item.path.stem)  # not beside the notebook
-        try:
-            with machine_shared(folder, alone=False):
-                return (yield)
-        finally:
-            del os.environ["RANDPRUNE_RUNS"]
+        with pytest.MonkeyPatch.context() as patch, machine_shared(folder, alone=False):
+            patch.setenv("RANDPRUNE_RUNS", str(folder / item.path.stem))  # not beside the notebook
+            return (yield)
 
 
 def pytest_configure(config):

@@ -18,12 +18,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def run(notebook: nbformat.NotebookNode, folder: Path, runs: Path) -> nbformat.NotebookNode:
     """Execute all cells in a fresh kernel in ``folder``; pruning runs are written to ``runs``."""
-    os.environ.update(OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1", RANDPRUNE_RUNS=str(runs))
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False
     )
     client.store_widget_state = False
-    return client.execute()
+    settings = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "RANDPRUNE_RUNS": str(runs)}
+    return client.execute(env={**os.environ, **settings})
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:

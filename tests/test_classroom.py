@@ -90,4 +90,4 @@ def test_show_keeps_a_picture_and_prints_its_sentence(capsys, monkeypatch):
     assert data["text/plain"] == pictures.threshold_sentence(marks)
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines) == data["text/plain"]
-    assert all(len(line) <= 100 for line in lines)
+    assert all(len(line) <= 88 for line in lines)

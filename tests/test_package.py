@@ -186,7 +186,8 @@ def test_wheel_works_elsewhere(tmp_path):
     app = {path.relative_to(ROOT / "app").as_posix() for path in (ROOT / "app").rglob("*.py")}
     assert {f"randprune_lab/app/{name}" for name in (*app, ".streamlit/config.toml")} <= set(names)
     notebooks = {f"randprune_lab/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
-    assert notebooks | {"randprune_lab/notebooks/results/claims.json"} <= set(names)
+    results = {f"randprune_lab/{path.relative_to(ROOT)}" for path in (ROOT / "notebooks/results").rglob("*.json*")}
+    assert notebooks | results == {name for name in names if name.startswith("randprune_lab/notebooks/")}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests")]
     (entry_points,) = (tmp_path / "elsewhere").glob("*.dist-info/entry_points.txt")

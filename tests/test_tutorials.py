@@ -1,6 +1,7 @@
 """The tutorials as files: one source for students and teachers, and prose that says what the cells say."""
 
 import ast
+import itertools
 import json
 import re
 import subprocess
@@ -12,18 +13,19 @@ import pytest
 from store_notebooks import run
 
 from randprune_lab.classroom import NOT_YET, RIGHT
-from randprune_lab.tutorials import write_tutorials
+from randprune_lab.tutorials import TEACHER, write_tutorials
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 COMPARED = "nbval-check-output"
+DIFFERS = "differs"  # the tag of a cell that prints what depends on the processor: nothing compares it
 OWN_CODE = "08-make-it-yours"
 HEADINGS = ("## Goals", "## What would break this", "## Sources")
 REFERENCES = re.compile(
     r"(Eq\.|Equation|[Ss]ections?|Figures?|Tables?|Algorithm|arXiv|[Aa]ppendix|[Nn]otebooks?|[Ll]essons?|DOI)"
     r"[ \u00a0]*\(?[\w.]+"
 )
-MACHINE = re.compile(r"/(work|tmp|home|root|opt|Users)/|[A-Z]:\\\\")
+MACHINE = re.compile(r"/(work|tmp|home|root|opt|Users)/|\b[A-Z]:\\")
 LARGEST = 800_000  # bytes
 
 
@@ -60,6 +62,15 @@ def path(request) -> Path:
     return request.param
 
 
+def verdicts(cell: nbformat.NotebookNode) -> list[str]:
+    return [line for line in printed(cell).splitlines() if line == RIGHT or line.startswith(f"{NOT_YET}: ")]
+
+
+def checks(source: str) -> int:
+    """How many answers a cell checks."""
+    return len(re.findall(r"^check\(", source, flags=re.MULTILINE))
+
+
 def test_it_has_every_part(path):
     text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
     for part in (*HEADINGS, "**Predict", "**Exercise", "<summary>Hint</summary>"):
@@ -94,21 +105,35 @@ def test_what_is_compared_has_a_stored_output(path):
         assert printed(cell).strip(), f"nothing is stored to compare with:\n{cell.source}"
 
 
+def test_whatever_prints_is_compared_or_known_to_differ(path):
+    for cell in (cell for cell in read(path).cells if cell.cell_type == "code"):
+        shows = re.search(r"\b(print|show|table|check)\(|^(explore\(|panel$)", cell.source, flags=re.MULTILINE)
+        tags = cell.metadata.get("tags", ())
+        assert bool(shows) == (COMPARED in tags) ^ (DIFFERS in tags), cell.source
+        if shows:
+            assert printed(cell).strip() or "if at_hand" in cell.source, f"nothing is stored of\n{cell.source}"
+
+
 def test_every_exercise_is_open_compared_and_has_a_solution(path):
     cells = read(path).cells
-    exercises = [cell for cell in cells if is_exercise(cell)]
-    assert exercises
-    for cell in exercises:
+    for cell in filter(is_exercise, cells):
         assert COMPARED in cell.metadata.get("tags", ()), cell.source
-        lines = printed(cell).splitlines()
-        assert any(line.startswith("not yet: ") for line in lines), cell.source
-        assert "right" not in lines, cell.source
+        assert len(verdicts(cell)) == checks(cell.source) > 0, cell.source
+        assert RIGHT not in verdicts(cell), cell.source
+    for place, cell in enumerate(cells):  # after each exercise or prediction comes a check, before the next one
+        for _ in range(cell.cell_type == "markdown" and len(re.findall(r"^\*\*(Exercise|Predict)", cell.source, re.M))):
+            after = itertools.takewhile(lambda other: "**Exercise" not in other.source, cells[place + 1 :])
+            assert any(map(is_exercise, after)), cell.source
     open_cells = [cell for cell in cells if cell.cell_type == "code" and re.search(r"= \.\.\.|\(\.\.\.", cell.source)]
     for cell in open_cells:
         solution = cell.metadata.get("randprune", {}).get("solution")
         assert solution, f"no solution of\n{cell.source}"
         assert "..." not in solution
         ast.parse(solution)
+        assert checks(solution) == checks(cell.source), f"the solution checks something else:\n{solution}"
+        same = [line for line in cell.source.splitlines() if "..." not in line]
+        missing = [line for line in same if line not in solution.splitlines()]
+        assert not missing, f"the solution leaves out {missing}"
 
 
 def test_prose_says_only_numbers_of_the_cells_beside_it(path):
@@ -136,11 +161,10 @@ def test_every_solution_is_right(path, tmp_path):
     """The teacher's edition, as it is written, in a fresh kernel."""
     write_tutorials(tmp_path / "teacher", solutions=True)
     notebook = run(read(tmp_path / "teacher" / path.name), tmp_path / "teacher", tmp_path / "runs")
-    for cell in notebook.cells:
-        if is_exercise(cell):
-            lines = printed(cell).splitlines()
-            assert RIGHT in lines, f"{cell.source}\n{lines}"
-            assert not any(line.startswith(NOT_YET) for line in lines), f"{cell.source}\n{lines}"
+    asked = [cell for cell in read(path).cells if is_exercise(cell)]
+    assert len(asked) == sum(map(is_exercise, notebook.cells))
+    for cell in filter(is_exercise, notebook.cells):
+        assert verdicts(cell) == [RIGHT] * checks(cell.source), f"{cell.source}\n{printed(cell)}"
 
 
 def test_two_editions_of_one_source(tmp_path):
@@ -161,7 +185,12 @@ def test_two_editions_of_one_source(tmp_path):
             assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code")
             for before, after in zip(source.cells, notebook.cells, strict=True):
                 solution = before.metadata.get("randprune", {}).get("solution")
-                assert after.source == (solution if solutions and solution else before.source)
+                assert after.source.removesuffix(f"\n\n{TEACHER}") == (
+                    solution if solutions and solution else before.source
+                )
+                folded = after.metadata.get("jupyter", {}).get("source_hidden", False)
+                assert folded == (not solutions and is_exercise(before) and "..." not in before.source)
+            assert (TEACHER in notebook.cells[0].source) == solutions
 
 
 def test_what_a_student_wrote_is_kept(tmp_path):
@@ -169,18 +198,27 @@ def test_what_a_student_wrote_is_kept(tmp_path):
     mine = tmp_path / NOTEBOOKS[0].name
     mine.write_text("mine")
     (tmp_path / NOTEBOOKS[1].name).unlink()
+    (tmp_path / "results" / "claims.json").write_text("mine")
     written, kept = write_tutorials(tmp_path, solutions=True)
     assert [path.name for path in written] == [NOTEBOOKS[1].name]
     assert len(kept) == len(NOTEBOOKS) - 1
-    assert mine.read_text() == "mine"
+    assert mine.read_text() == (tmp_path / "results" / "claims.json").read_text() == "mine"
 
 
 def test_bad_folders_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"is a file\. Pass a folder"):
         write_tutorials(tmp_path / "file")
-    with pytest.raises(ValueError, match="holds the originals"):
-        write_tutorials(FOLDER)
+    for inside in (FOLDER, FOLDER / "results", FOLDER / "results" / "new"):
+        with pytest.raises(ValueError, match="holds the originals"):
+            write_tutorials(inside)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "results").write_text("")
+    (tmp_path / "two" / NOTEBOOKS[0].name).mkdir(parents=True)
+    for name in ("one", "two"):
+        with pytest.raises(ValueError, match="is no place for a file"):
+            write_tutorials(tmp_path / name)
+        assert len(list((tmp_path / name).iterdir())) == 1
 
 
 def test_the_command_lists_and_writes_them(command, tmp_path):
@@ -196,6 +234,9 @@ def test_the_command_lists_and_writes_them(command, tmp_path):
     assert code == 0
     assert f"{len(listed)} notebooks written" in out
     assert read(tmp_path / "teacher" / NOTEBOOKS[0].name) != read(tmp_path / "student" / NOTEBOOKS[0].name)
+    code, _, error = command("notebooks", "--to", tmp_path / "same", "--solutions", tmp_path / "same")
+    assert code == 2
+    assert "two editions need two folders" in error
     code, _, error = command("notebooks", "--to", FOLDER)
     assert code == 2
     assert "holds the originals" in error

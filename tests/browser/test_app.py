@@ -89,17 +89,19 @@ def test_a_new_user(own_app, page, tmp_path):
         time.sleep(0.02)
     process = psutil.Process(jobs.status(folder).pid)
     process.suspend()
-    assert jobs.status(folder).state == "running"
-    page.get_by_text(re.compile(r"[Ss]tage 1")).first.wait_for(timeout=RUN_TIMEOUT)
-    page.reload()
-    wait_for_badge(page, "running")
-    assert name in page.url
-    page.get_by_role("button", name="Stop").click()
-    until = time.monotonic() + 10
-    while not (folder / "cancel").exists():  # what the button does
-        assert time.monotonic() < until, "the button does nothing"
-        time.sleep(0.02)
-    process.resume()
+    try:
+        assert jobs.status(folder).state == "running"
+        page.get_by_text(re.compile(r"[Ss]tage 1")).first.wait_for(timeout=RUN_TIMEOUT)
+        page.reload()
+        wait_for_badge(page, "running")
+        assert name in page.url
+        page.get_by_role("button", name="Stop").click()
+        until = time.monotonic() + 10
+        while not (folder / "cancel").exists():  # what the button does
+            assert time.monotonic() < until, "the button does nothing"
+            time.sleep(0.02)
+    finally:
+        process.resume()
     wait_for_badge(page, "stopped")
     after = finished_stages(folder)
     assert after[: len(before)] == before
