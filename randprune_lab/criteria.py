@@ -28,8 +28,7 @@ def scores_of(
     """The scores of a stage: larger = worth keeping. The same for the same weights, so that a run can be resumed.
 
     ``names`` are those of the prunable parameters. The criterion looks at a copy of the model: what it does to it, and
-    to the random numbers of torch, numpy and Python, is forgotten. Only proportions of scores count: they come back
-    divided by a power of two, the largest near 1.
+    to the random numbers of torch, numpy and Python, is forgotten.
 
     Raises:
         ValueError: it does not give a finite score, 0 or more, for every prunable weight, or has changed the data.
@@ -47,11 +46,16 @@ def scores_of(
             f"the criterion must return a score tensor by the name of every prunable parameter; wrong: {missing[:3]}. "
             "Return {name: ... for name, weight in weights.items()}."
         )
-    checked = {name: _checked(name, scores[name], weight) for name, weight in weights.items()}
-    largest = max(float(score.max()) for score in checked.values())
-    # Masks are drawn in float32, which holds neither 1e300 nor 1e-50; a power of two changes no digit.
-    exponent = int(np.frexp(largest)[1])
-    return {name: torch.ldexp(score, torch.tensor(-exponent, device=score.device)) for name, score in checked.items()}
+    return {name: _checked(name, scores[name], weight) for name, weight in weights.items()}
+
+
+def near_one(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scores divided by one power of two, so that the largest is near 1; only their proportions count.
+
+    Masks are drawn in float32, which holds neither 1e300 nor 1e-50. A power of two changes no digit.
+    """
+    exponent = int(np.frexp(max(float(score.max()) for score in scores.values()))[1])
+    return {name: torch.ldexp(score, torch.tensor(-exponent, device=score.device)) for name, score in scores.items()}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from randprune_lab.config import FREE, OBJECT, RunConfig
-from randprune_lab.criteria import Criterion, scores_of
+from randprune_lab.criteria import Criterion, near_one, scores_of
 from randprune_lab.distill import Teacher, all_logits, wanted
 from randprune_lab.events import (
     CandidateScored,
@@ -239,7 +239,7 @@ class _Run:
             scores = {name: weight.clone() for name, weight in self.weights().items()}
         else:
             model, task = self.session.model, self.session.task
-            scores = scores_of(self.criterion, model, self.sizes, task, seed=self.config.seed, stage=stage)
+            scores = near_one(scores_of(self.criterion, model, self.sizes, task, seed=self.config.seed, stage=stage))
         return stage_masks(scores, self.masks, stage, self.config)
 
     def judge(self, masks: StageMasks, stage: int) -> Generator[Event, None, list[CandidateScored]]:

@@ -97,8 +97,8 @@ def serve_lab(folder: Path, port: int = LAB_PORT, *, browser: bool = True) -> No
         "ServerApp.log_level": "WARN",  # the address with its token is above that
         "LabApp.log_level": "WARN",
         "ServerApp.answer_yes": True,  # Ctrl-C ends it without a question
-        "ServerApp.default_url": f"/lab/tree/{start.name}?reset",  # not what was open in another folder
-        "LabApp.default_url": f"/lab/tree/{start.name}?reset",
+        "ServerApp.default_url": f"/lab/workspaces/tutorials/tree/{start.name}",  # not what was open elsewhere
+        "LabApp.default_url": f"/lab/workspaces/tutorials/tree/{start.name}",
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
         "LabApp.extension_manager": "readonly",
     }

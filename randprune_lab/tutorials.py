@@ -71,9 +71,7 @@ def write_tutorials(target: Path, *, solutions: bool = False) -> tuple[list[Path
     copies = {path: target / path.relative_to(source) for path in files}
     for copied in copies.values():
         if copied.is_dir() or any(folder.is_file() for folder in copied.parents):
-            raise ValueError(
-                f"{copied}: a file must lie there, and none can. Rename what is there, or pass another folder."
-            )
+            raise ValueError(f"{copied}: is no place for a file. Rename what is there, or pass another folder.")
     written, kept = [], []
     for path, copied in copies.items():
         if copied.exists() or copied.is_symlink():

@@ -69,6 +69,8 @@ def test_what_can_be_had(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", answer)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "models--some--model" / "snapshots" / "1").mkdir(parents=True)
+    assert not can_be_had(str(tmp_path), "dataset")  # nothing is in it
+    (tmp_path / "train.parquet").write_text("")
     assert can_be_had(str(tmp_path), "dataset")
     assert can_be_had("some/model", "model")
     assert asked == []

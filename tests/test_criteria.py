@@ -1,13 +1,28 @@
 """A criterion of one's own: masks are drawn from its scores, a run with it resumes, and bad scores are refused."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from small import small
 
-from randprune_lab import Explorer, ExploreState, last_checkpoint, magnitude_mask, open_source, prune, record, store
+from randprune_lab import (
+    Explorer,
+    ExploreState,
+    Task,
+    last_checkpoint,
+    magnitude_mask,
+    open_source,
+    prune,
+    record,
+    store,
+)
 from randprune_lab.criteria import scores_of
-from randprune_lab.events import Checkpoint, MaskChosen
+from randprune_lab.events import CandidateScored, Checkpoint, MaskChosen
+from randprune_lab.live import compare_view, live_view
 from randprune_lab.masks import unpack
+from randprune_lab.outcome import conclude
 
 
 def inverse(weights, *_):
@@ -75,6 +90,7 @@ def test_the_explorer_says_that_its_masks_are_others(tmp_path):
         assert bool(explorer.source.scores(1).scores) != noted
 
 
+TASK = Task.of(train=(torch.rand(8, 5), torch.arange(8)), test=(torch.rand(2, 5), torch.arange(2)))
 BAD = {
     "name of every prunable parameter": lambda *_: {},
     "by the name of": lambda *_: None,
@@ -82,6 +98,9 @@ BAD = {
     "is int: must be": lambda weights, *_: dict.fromkeys(weights, 1),
     "tensor of decimals": lambda weights, *_: {name: w != 0 for name, w in weights.items()},
     "negative, infinite or NaN": lambda weights, *_: dict(weights),
+    "dense tensor": lambda weights, *_: {name: w.abs().to_sparse() for name, w in weights.items()},
+    "prunable parameter": lambda *_: {1: 2},
+    "changed the task's data": lambda *given: {"weight": given[2].train.inputs.zero_()},
     "infinite": lambda weights, *_: {name: w.abs() / 0 for name, w in weights.items()},
 }
 
@@ -90,7 +109,7 @@ BAD = {
 def test_bad_scores_are_refused(words):
     network = torch.nn.Linear(5, 4)
     with pytest.raises(ValueError, match=words):
-        scores_of(BAD[words], network, {"weight": 20}, None, seed=0, stage=1)
+        scores_of(BAD[words], network, {"weight": 20}, TASK, seed=0, stage=1)
 
 
 def test_what_it_does_to_the_model_is_forgotten():
@@ -100,11 +119,58 @@ def test_what_it_does_to_the_model_is_forgotten():
         assert not model.training
         with torch.no_grad():
             weights["0.weight"].fill_(1)
-        return {"0.weight": torch.rand(4, 5)}
+        torch.set_grad_enabled(False)
+        return {"0.weight": torch.rand(4, 5) * random.random() * np.random.rand()}  # noqa: NPY002
 
     before = network[0].weight.clone()
-    first, second = (scores_of(rude, network, {"0.weight": 20}, None, seed=0, stage=1) for _ in range(2))
+    states = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    first, second = (scores_of(rude, network, {"0.weight": 20}, TASK, seed=0, stage=1) for _ in range(2))
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states  # noqa: NPY002
+    assert torch.is_grad_enabled()
     assert network[0].weight.equal(before)
     assert network.training
     assert first["0.weight"].equal(second["0.weight"])
-    assert not first["0.weight"].equal(scores_of(rude, network, {"0.weight": 20}, None, seed=0, stage=2)["0.weight"])
+    assert not first["0.weight"].equal(scores_of(rude, network, {"0.weight": 20}, TASK, seed=0, stage=2)["0.weight"])
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300])
+def test_only_proportions_count(scale):
+    """Also where float32 does not hold the scores."""
+    config = small(randomness="fixed", samples=2, stages=(0.9,))
+    plain, scaled = (
+        [event.ir for event in prune(config, criterion=criterion) if isinstance(event, CandidateScored)]
+        for criterion in (
+            lambda weights, *_: {name: w.abs() for name, w in weights.items()},
+            lambda weights, *_: {name: w.abs().double() * scale for name, w in weights.items()},
+        )
+    )
+    assert scaled == pytest.approx(plain, rel=0.05)
+
+
+def test_what_is_no_criterion_is_refused_before_anything_is_trained(command):
+    with pytest.raises(ValueError, match="criterion is a int: must be a function"):
+        prune(small(), criterion=3)
+    with pytest.raises(ValueError, match=r"stands for one that is given from Python.*criterion=\.\.\."):
+        prune(small().model_copy(update={"criterion": "object"}))
+    code, _, error = command("run", "--criterion", "object", "--no-controls")
+    assert code == 2
+    assert "given from Python" in error
+
+
+def test_what_is_written_about_the_run_says_whose_scores_they_were(tmp_path):
+    config = small(stages=(0.5,), method="imp")
+    folders = [tmp_path / "one", tmp_path / "other", tmp_path / "plain"]
+    for folder, criterion in zip(folders, (inverse, gradients, None), strict=True):
+        list(record(folder, prune(config, criterion=criterion)))
+        conclude(folder)
+    for folder, own in zip(folders, (True, True, False), strict=True):
+        card = (folder / "model" / "README.md").read_text()
+        assert ("plain scores of one's own" in card) == own
+        assert ("plain magnitude" in card) != own
+        assert (
+            "given from Python: the configuration alone does not repeat" in (folder / "report.html").read_text()
+        ) == own
+        assert all((row["share"] is None) == own for row in live_view(folder)["near"]["rows"])
+    view = compare_view(folders)
+    assert len({run["label"] for run in view["runs"]}) == 3  # two criteria of one's own are two lines
+    assert {row["run"] for row in view["scores"]["rows"]} == {run["label"] for run in view["runs"]}
