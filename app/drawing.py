@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
+import pandas  # noqa: F401, altair looks for it: one that another session is just importing would fail
 import streamlit as st
 from common import is_dark
 

@@ -34,6 +34,7 @@ def test_the_default_is_literally_this():
         "scope": "layer",
         "include": [],
         "exclude": [],
+        "criterion": "magnitude",
         "candidates": 8,
         "randomness": "fixed",
         "samples": 4,

@@ -549,7 +549,7 @@ def test_a_run_with_a_deeper_teacher(words, tmp_path):
     masked = next(item for item in items if isinstance(item, Checkpoint) and item.progress.phase == "fine-tuning")
     ours = network("bert")
     ours.load_state_dict({k.removeprefix("model."): v for k, v in masked.tensors.items() if k.startswith("model.")})
-    run = engine._Run(settings, None, None, None)  # only to have the same rows
+    run = engine._Run(settings, {}, None)  # only to have the same rows
     train = run.session.task.train
     inputs, labels = train.batch(torch.arange(len(train)))
     expected = slow_terms(ours, network("bert", 3, num_hidden_layers=4), inputs, labels, 1.5, layers=(2, 4))

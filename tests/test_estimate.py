@@ -250,3 +250,9 @@ os.kill(os.getpid(), 9)
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
         time.sleep(0.1)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("field", ["model", "task", "criterion"])
+def test_what_is_given_from_python_alone_cannot_be_estimated(field):
+    with pytest.raises(ValueError, match=f"{field} = 'object' stands for one that is given from Python"):
+        estimate(RunConfig().model_copy(update={field: "object"}))
