@@ -20,10 +20,23 @@ from randprune_lab.checks import (
     check_sparsity,
 )
 from randprune_lab.keepcurve import TIES
+from randprune_lab.patterns import UNSTRUCTURED, check_pattern
 from randprune_lab.sampling import SAMPLERS
 from randprune_lab.schedules import STAGES, check_stages
 
-METHODS = ("imp", "randomized", "randomized-no-selection")
+# Each chooses its one mask before the network is trained: the mask's criterion, by the method's name.
+AT_START = {
+    "snip": "snip",
+    "grasp": "grasp",
+    "synflow": "synflow",
+    "random": "random",
+    "set": "random",
+    "rigl": "random",
+}
+DYNAMIC = ("set", "rigl")  # the mask moves while the network trains
+METHODS = ("imp", "randomized", "randomized-no-selection", "learned-mask", *AT_START)
+INITIALIZATIONS = ("default", "zero")
+DENSITIES = ("uniform", "erk")
 SCOPES = ("layer", "global")
 RANDOMNESS = ("fixed", "decrease", "increase", "target_ir")
 SELECT_ON = ("selection", "validation")
@@ -32,7 +45,12 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 KEEP_STAGES = ("all", "last")
 EXECUTORS = ("lockstep", "serial")
 OBJECT = "object"  # stands for a model, a task or a criterion given from Python
-CRITERIA = ("magnitude", OBJECT)
+CRITERIA = (
+    *("magnitude", "taylor", "movement", "snip", "grasp", "synflow", "random", "learned-mask"),
+    OBJECT,
+)
+HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}  # where the pictures come from
+GLUE_HUB = "nyu-mll/glue"
 # Settings that change no result: a run that was stopped may go on with others.
 FREE = ("executor", "wave")
 
@@ -187,15 +205,17 @@ class RunConfig(pydantic.BaseModel):
 
     task: str = Field(
         default="digits",
-        description="digits; sentences (generated); glue/ cola sst2 mrpc stsb qqp mnli qnli rte; text (your dataset)",
+        description="digits, mnist, cifar10; sentences (generated); glue/ cola sst2 mrpc stsb qqp mnli qnli rte; text "
+        "(your dataset)",
     )
     model: str = Field(
         default="mlp",
-        description="mlp (digits), tiny-vit (digits), tiny-bert (sentences); Hub id or folder; package.module:function",
+        description="mlp, tiny-vit (digits); lenet-300-100 (mnist); vgg16, resnet20 (cifar10); tiny-bert (sentences); "
+        "Hub id or folder; package.module:function",
     )
     dataset: str = Field(
-        default="nyu-mll/glue",
-        description="of glue/, text: Hub id; folder in the Hub's layout; TRAIN[,VALIDATION] as .csv .jsonl .parquet",
+        default=GLUE_HUB,
+        description="of glue/, text, pictures: Hub id; folder in the Hub's layout; TRAIN[,VALIDATION] as .csv .parquet",
     )
     text_columns: Words = Field(default=(), description="task text: the column of the text, or the two of a pair")
     label_column: str = Field(default="label", description="task text: the column to predict; decimals: a regression")
@@ -214,8 +234,14 @@ class RunConfig(pydantic.BaseModel):
         default="", description="task whose rows are added for distillation only: glue/mnli to stsb"
     )
     method: Annotated[str, _one_of("method", METHODS), Control("method", options=METHODS)] = Field(
-        default="randomized", description="imp; randomized (MCSS, EMEP); randomized-no-selection"
+        default="randomized",
+        description="imp; randomized (MCSS, EMEP); randomized-no-selection; learned-mask (trained with the weights); "
+        "snip, grasp, synflow, random: one mask before training; set, rigl: it moves in training. Those six spend all "
+        "epochs on the last stage",
     )
+    initialization: Annotated[
+        str, _one_of("initialization", INITIALIZATIONS), Control("initialization", options=INITIALIZATIONS)
+    ] = Field(default="default", description="of weights that are not loaded: default; zero (ZerO: identity, Hadamard)")
     stages: Annotated[tuple[float, ...], BeforeValidator(_stage_list), AfterValidator(check_stages)] = Field(
         default=STAGES["digits"], description="sparsity after each stage, or short, long, digits"
     )
@@ -223,8 +249,16 @@ class RunConfig(pydantic.BaseModel):
     include: Patterns = Field(default=(), description="prune only parameters that one of these patterns finds")
     exclude: Patterns = Field(default=(), description="prune no parameter that one of these patterns finds")
 
-    criterion: Annotated[str, _one_of("criterion", CRITERIA)] = Field(
-        default="magnitude", description="what a weight is worth: magnitude; your own, from Python only"
+    pattern: Annotated[str, _checked(check_pattern)] = Field(
+        default="unstructured", description="unstructured; 2:4 (of every 4 inputs 2 are kept); 4x4 (blocks)"
+    )
+    densities: Annotated[str, _one_of("densities", DENSITIES), Control("densities", options=DENSITIES)] = Field(
+        default="uniform", description="in scope layer: uniform; erk (small tensors stay denser: Erdos-Renyi kernel)"
+    )
+
+    criterion: Annotated[str, _one_of("criterion", CRITERIA), Control("criterion", options=CRITERIA[:-1])] = Field(
+        default="magnitude",
+        description="what a weight is worth: magnitude, taylor, movement, snip, grasp, synflow, random, learned-mask",
     )
     candidates: Candidates = 8
     randomness: Randomness = "fixed"
@@ -271,6 +305,30 @@ class RunConfig(pydantic.BaseModel):
         default=2.0, description="of the soft logits"
     )
 
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of each label that is spread over all classes while fine-tuning (ToST)"
+    )
+    soft_activations: bool = Field(default=False, description="fine-tuning begins with smooth ReLUs (ToST)")
+    soft_skips: bool = Field(
+        default=False, description="fine-tuning begins with a bypass around every hidden layer (ToST)"
+    )
+    soft_until: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="share of a stage's epochs after which both are gone"
+    )
+    mask_sparsity_weight: Weight = Field(
+        default=10.0, description="learned-mask: of the loss term that pulls the mask towards 0"
+    )
+    mask_binary_weight: Weight = Field(
+        default=1.0, description="learned-mask: of the term that pulls each of its chances towards 0 or 1"
+    )
+    mask_learning_rate: _positive("mask_learning_rate") = Field(  # type: ignore[valid-type]
+        default=0.01, description="learned-mask: of Adam, for the mask's logits"
+    )
+    regrow_every: Count = Field(default=100, description="set, rigl: steps between two moves of the mask")
+    regrow_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.3, description="set, rigl: share of the kept weights that the first move exchanges"
+    )
+
     teacher: str = Field(
         default="", description="fine-tuned model to learn from instead of the dense self: id or folder"
     )
@@ -304,6 +362,58 @@ class RunConfig(pydantic.BaseModel):
             for name in given:
                 check_option("field", name, tuple(cls.model_fields))
         return given
+
+    @pydantic.model_validator(mode="after")
+    def _as_the_method_has_it(self) -> RunConfig:
+        """What follows from the other settings is written down, so that a run's config says what is done.
+
+        A method that chooses its mask before training has nothing to do before the last stage: its epochs, as many as
+        any other method has, are all trained there. Doing this again changes nothing.
+        """
+        settled: dict[str, Any] = {}
+        if self.dataset == GLUE_HUB and self.task in HUB:
+            settled["dataset"] = HUB[self.task]
+        if self.at_start:
+            epochs = self.dense_epochs + len(self.stages) * self.max_epochs
+            settled |= {"dense_epochs": 0, "stages": self.stages[-1:], "max_epochs": epochs}
+            own = AT_START[self.method]
+            if self.criterion not in (own, "magnitude"):
+                raise ValueError(
+                    f"method = {self.method!r} with criterion = {self.criterion!r}: the method scores by {own!r}. "
+                    f"Leave criterion out, or pass method='imp', dense_epochs=0, criterion={self.criterion!r}."
+                )
+            settled["criterion"] = own
+        self.__dict__.update(settled)  # it is frozen for all others
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _methods_fit(self) -> RunConfig:
+        if (self.soft_activations or self.soft_skips) and self.patience is not None:
+            raise ValueError(
+                f"patience = {self.patience} with soft_activations or soft_skips: it could end a stage while they are "
+                "still there. Pass patience=None."
+            )
+        if self.at_start and not self.task_weight and not self.teacher:
+            raise ValueError(
+                f"task_weight = 0 with method = {self.method!r}: there is no trained dense network to learn from "
+                "instead. Make task_weight positive, or name a teacher."
+            )
+        if self.scope == "global" and (self.densities != "uniform" or self.pattern != UNSTRUCTURED):
+            raise ValueError(
+                f"scope = 'global' with densities = {self.densities!r}, pattern = {self.pattern!r}: both say how dense "
+                "each tensor is, which global scope decides itself. Pass scope='layer'."
+            )
+        if self.pattern != UNSTRUCTURED and (self.densities != "uniform" or self.method in DYNAMIC):
+            raise ValueError(
+                f"pattern = {self.pattern!r} with densities = {self.densities!r}, method = {self.method!r}: a pattern "
+                "needs uniform densities and a mask that stays. Pass pattern='unstructured', or another method."
+            )
+        if self.pattern != UNSTRUCTURED and self.randomness == "target_ir":
+            raise ValueError(
+                f"pattern = {self.pattern!r} with randomness = 'target_ir': the power for an ir is known without "
+                "patterns only. Pass randomness='fixed' and samples."
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _fitting(self) -> RunConfig:
@@ -358,8 +468,14 @@ class RunConfig(pydantic.BaseModel):
 
     @property
     def distils(self) -> bool:
-        """Something is learned from a teacher."""
-        return bool(self.logit_weight or self.hidden_weight or self.attention_weight)
+        """Something is learned from a teacher. A network that was never trained densely has only one from elsewhere."""
+        asked = bool(self.logit_weight or self.hidden_weight or self.attention_weight)
+        return asked and (bool(self.teacher) or not self.at_start)
+
+    @property
+    def at_start(self) -> bool:
+        """The mask is chosen before any training."""
+        return self.method in AT_START
 
     @property
     def early_learning_rate(self) -> float:
@@ -406,6 +522,34 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dense_epochs": 8,
         "max_epochs": 3,
         "candidates": 4,
+    },
+    # arXiv 2312.01653: the order of its three steps; every number is ours.
+    "end-to-end": {
+        "method": "learned-mask",
+        "stages": (0.97,),
+        "max_epochs": 45,
+        "logit_weight": 0.0,
+        "label_smoothing": 0.1,
+        "soft_activations": True,
+        "soft_skips": True,
+    },
+    "mnist": {
+        "task": "mnist",
+        "model": "lenet-300-100",
+        "stages": (0.9, 0.99),
+        "scope": "global",
+        "dense_epochs": 10,
+        "max_epochs": 5,
+        "batch_size": 128,
+    },
+    "cifar10": {
+        "task": "cifar10",
+        "model": "vgg16",
+        "stages": (0.9, 0.99),
+        "scope": "global",
+        "dense_epochs": 60,
+        "max_epochs": 30,
+        "batch_size": 128,
     },
     "paper-short": {**_PAPER, "stages": STAGES["short"]},
     "paper-long": {**_PAPER, "stages": STAGES["long"]},

@@ -1,93 +1,221 @@
-"""What a weight is worth: scores that masks are drawn from instead of magnitudes."""
+"""What a weight is worth. Each criterion is a small function of the weights, the network and the data.
+
+Any mask, plain or random, can be drawn from any of them: arXiv 2310.13183 says that its masks are "easily transplanted"
+to gradients, and did not try it.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import random
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from randprune_lab.histogram import check_weight
-from randprune_lab.sampling import seed_of
+from randprune_lab.config import RunConfig
+from randprune_lab.distill import features
+from randprune_lab.learned import LearnedMask
+from randprune_lab.masks import Masks, apply_masks
+from randprune_lab.metrics import task_loss
 from randprune_lab.splits import Task
 
-# (the prunable weights by name, the model that they belong to, the task) -> the score of every weight, by name. The
-# model is a copy, in evaluation mode, and the weights are its own parameters, so that they can have gradients;
-# ``distill.features(model, batch).logits`` asks any model. Only ``task.train`` may be looked at: what decides is no
-# longer a fair judge of what it has helped to make.
-Criterion = Callable[[Mapping[str, Tensor], nn.Module, Task], Mapping[str, Tensor]]
+BATCHES = 10  # of the run's batch size, from which gradients are taken
+MOVING_STEPS = 100  # of the training in which movement is watched
+LEARNING_STEPS, LEARNING_RATE = 200, 0.1  # of the mask's logits, where the weights stand still
+GRASP_TEMPERATURE = 200.0  # of the logits; Wang et al. 2020, in their code
+SYNFLOW_ROUNDS = 100  # Tanaka et al. 2020
 
 
-def scores_of(
-    criterion: Criterion, model: nn.Module, names: Mapping[str, object], task: Task, *, seed: int, stage: int
-) -> dict[str, Tensor]:
-    """The scores of a stage: larger = worth keeping. The same for the same weights, so that a run can be resumed.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """What a criterion looks at.
 
-    ``names`` are those of the prunable parameters. The criterion looks at a copy of the model: what it does to it, and
-    to the random numbers of torch, numpy and Python, is forgotten.
-
-    Raises:
-        ValueError: it does not give a finite score, 0 or more, for every prunable weight, or has changed the data.
+    Attributes:
+        weights: the prunable parameters of ``model`` by name; they can have gradients.
+        model: a copy of the network: whatever is done to it is forgotten.
+        task: of which only ``train`` may be looked at.
+        alive: the weights that still exist; all others are 0.
     """
-    model = copy.deepcopy(model).eval()
-    weights = {name: model.get_parameter(name) for name in names}
-    before = task.digest()
-    with _random_numbers(seed_of(seed, stage, "criterion")), torch.enable_grad():
-        scores = criterion(weights, model, task)
-    if task.digest() != before:
-        raise ValueError("the criterion has changed the task's data. Work on a copy: task.train.inputs.clone().")
-    if not isinstance(scores, Mapping) or set(scores) != set(weights):
-        missing = sorted(map(str, set(weights) ^ set(scores if isinstance(scores, Mapping) else ())))
-        raise ValueError(
-            f"the criterion must return a score tensor by the name of every prunable parameter; wrong: {missing[:3]}. "
-            "Return {name: ... for name, weight in weights.items()}."
-        )
-    return {name: _checked(name, scores[name], weight) for name, weight in weights.items()}
+
+    weights: Mapping[str, Tensor]
+    model: nn.Module
+    task: Task
+    config: RunConfig
+    alive: Masks
+
+    def batches(self, number: int) -> Iterator[Tensor]:
+        """Row numbers of ``number`` random batches of train; over and over again where it has fewer."""
+        rows = self.task.original or len(self.task.train)
+        while number > 0:
+            order = torch.randperm(rows).to(self.task.train.labels.device)
+            batches = torch.split(order, self.config.batch_size)[:number]
+            yield from batches
+            number -= len(batches)
+
+    def loss(self, rows: Tensor, temperature: float = 1.0) -> Tensor:
+        """The task's loss on some rows, the network in training mode: before training, batch norm knows no averages."""
+        self.model.train()
+        batch, labels = self.task.train.batch(rows)
+        return task_loss(features(self.model, batch).logits / temperature, labels)
+
+    def gradients(self, value: Tensor, *, differentiable: bool = False) -> list[Tensor]:
+        """Of ``value`` for each prunable tensor; 0 where it does not depend on it."""
+        found = torch.autograd.grad(value, list(self.weights.values()), create_graph=differentiable, allow_unused=True)
+        return [
+            torch.zeros_like(weight) if gradient is None else gradient
+            for gradient, weight in zip(found, self.weights.values(), strict=True)
+        ]
+
+    def named(self, scores: list[Tensor]) -> dict[str, Tensor]:
+        """Scores by name."""
+        return dict(zip(self.weights, scores, strict=True))
 
 
-def near_one(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The scores divided by one power of two, so that the largest is near 1; only their proportions count.
+Score = Callable[[Scene], dict[str, Tensor]]
 
-    Masks are drawn in float32, which holds neither 1e300 nor 1e-50. A power of two changes no digit.
+
+@dataclasses.dataclass(frozen=True)
+class BuiltIn:
+    """A criterion that comes with the lab.
+
+    Attributes:
+        says: what it is, with its source.
+        score: the scores by name; larger = worth keeping.
+        signed: scores may be negative: masks are drawn from their ranks.
+        rounds: pruned bit by bit in so many rounds, scored anew before each: masks are drawn from the resulting order.
     """
-    exponent = int(np.frexp(max(float(score.max()) for score in scores.values()))[1])
-    return {name: torch.ldexp(score, torch.tensor(-exponent, device=score.device)) for name, score in scores.items()}
+
+    says: str
+    score: Score
+    signed: bool = False
+    rounds: int = 1
 
 
-@contextlib.contextmanager
-def _random_numbers(seed: int) -> Iterator[None]:
-    """Those of torch, numpy and Python begin at ``seed``, and are afterwards as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002, somebody else's code may use it
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+def magnitude(scene: Scene) -> dict[str, Tensor]:
+    """Score |w|."""
+    return {name: weight.detach().abs() for name, weight in scene.weights.items()}
 
 
-def _checked(name: str, score: object, weight: Tensor) -> Tensor:
-    if not isinstance(score, Tensor) or score.shape != weight.shape or not score.is_floating_point():
-        what = f"{score.dtype}, {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
-        raise ValueError(
-            f"the criterion's score of {name} is {what}: must be a tensor of decimals of shape {tuple(weight.shape)}, "
-            "a number for each weight. Return such a one."
-        )
-    try:
-        check_weight(score, None)
-    except ValueError as error:
-        raise ValueError(f"the criterion's score of {name}: {error}") from None
-    score = score.detach().to(weight.device)
-    if not bool(torch.isfinite(score).all()) or bool((score < 0).any()):
-        raise ValueError(
-            f"the criterion's score of {name} has negative, infinite or NaN values: weights are drawn with "
-            "probability score**T, and the largest are kept. Return abs() of it, or its ranks."
-        )
-    return score
+def taylor(scene: Scene) -> dict[str, Tensor]:
+    """Gradient x weight: the root mean square of w * dL/dw over batches (Molchanov et al. 2019, arXiv 1906.10771).
+
+    What the loss would change by to first order if the weight were 0. Squared before the mean, since the mean gradient
+    of a trained network is nearly 0. There it is a neuron's; ours is a weight's.
+    """
+    totals = [torch.zeros_like(weight) for weight in scene.weights.values()]
+    for rows in scene.batches(BATCHES):
+        gradients = scene.gradients(scene.loss(rows))
+        for total, weight, gradient in zip(totals, scene.weights.values(), gradients, strict=True):
+            total += (weight.detach() * gradient).square()
+    return scene.named([(total / BATCHES).sqrt() for total in totals])
+
+
+def movement(scene: Scene) -> dict[str, Tensor]:
+    """-sum of w * dL/dw over a training: weights that move away from 0 (Sanh et al. 2020, arXiv 2005.07683, Eq. 2).
+
+    There it is collected in all of fine-tuning; ours in ``MOVING_STEPS`` steps of AdamW on a copy, at the run's rate.
+    """
+    totals = [torch.zeros_like(weight) for weight in scene.weights.values()]
+    optimizer = torch.optim.AdamW(scene.model.parameters(), lr=scene.config.learning_rate, fused=True)
+    for rows in scene.batches(MOVING_STEPS):
+        optimizer.zero_grad()
+        torch.autograd.backward(scene.loss(rows))
+        for total, weight in zip(totals, scene.weights.values(), strict=True):
+            if weight.grad is not None:
+                total -= weight.detach() * weight.grad
+        optimizer.step()
+        apply_masks(scene.model, scene.alive)
+    return scene.named(totals)
+
+
+def snip(scene: Scene) -> dict[str, Tensor]:
+    """Score |w * dL/dw|, the loss's sensitivity to the connection (Lee et al. 2019, arXiv 1810.02340, Eq. 5).
+
+    There before training, from one batch, over all layers at once; ours from ``BATCHES`` batches, at any stage, in the
+    run's scope.
+    """
+    totals = _summed_gradients(scene)
+    return {
+        name: (weight.detach() * total).abs()
+        for (name, weight), total in zip(scene.weights.items(), totals, strict=True)
+    }
+
+
+def grasp(scene: Scene) -> dict[str, Tensor]:
+    """Score w * Hg: what keeps the gradient's norm (Wang et al. 2020, arXiv 2002.07376, Eq. 8, with the opposite sign).
+
+    H is the loss's second derivative, g its gradient, both of the same ``BATCHES`` batches. Needs second derivatives of
+    all that the network does.
+    """
+    batches = list(scene.batches(BATCHES))
+    whole = _summed_gradients(scene, batches, GRASP_TEMPERATURE)
+    products = [torch.zeros_like(weight) for weight in scene.weights.values()]
+    for rows in batches:
+        gradients = scene.gradients(scene.loss(rows, GRASP_TEMPERATURE), differentiable=True)
+        along = sum((gradient * total).sum() for gradient, total in zip(gradients, whole, strict=True))
+        for product, part in zip(products, scene.gradients(along), strict=True):  # type: ignore[arg-type]
+            product += part
+    return scene.named(
+        [weight.detach() * product for weight, product in zip(scene.weights.values(), products, strict=True)]
+    )
+
+
+def synflow(scene: Scene) -> dict[str, Tensor]:
+    """Score |w * dR/dw|, R the answers' sum for ones as input, all parameters positive (Tanaka et al. 2020, Eq. 2, 4).
+
+    The strength of all paths through a weight. In float64: a product over all layers leaves float32. Evaluation mode,
+    so that batch norm does not undo what was done to the weights.
+    """
+    model = scene.model.double().eval()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.abs_()
+    inputs = scene.task.train.inputs
+    assert isinstance(inputs, Tensor)
+    answers = features(model, torch.ones_like(inputs[:1], dtype=torch.float64)).logits
+    gradients = scene.gradients(answers.sum())
+    return {
+        name: (weight.detach() * gradient).abs()
+        for (name, weight), gradient in zip(scene.weights.items(), gradients, strict=True)
+    }
+
+
+def by_chance(scene: Scene) -> dict[str, Tensor]:
+    """Random numbers: what every other criterion must beat."""
+    return {name: torch.rand_like(weight) for name, weight in scene.weights.items()}
+
+
+def learned_mask(scene: Scene) -> dict[str, Tensor]:
+    """The chances of a mask that was learned while the weights stood still (``learned.py``; arXiv 2312.01653).
+
+    There, as in the method learned-mask, weights and mask are trained together.
+    """
+    mask = LearnedMask(scene.weights, scene.config.model_copy(update={"mask_learning_rate": LEARNING_RATE}))
+    for step, rows in enumerate(scene.batches(LEARNING_STEPS)):
+        with mask.forward(step):
+            scene.model.zero_grad()
+            torch.autograd.backward(scene.loss(rows))
+        mask.backward(step)
+    return mask.chances()
+
+
+def _summed_gradients(scene: Scene, batches: list[Tensor] | None = None, temperature: float = 1.0) -> list[Tensor]:
+    totals = [torch.zeros_like(weight) for weight in scene.weights.values()]
+    for rows in scene.batches(BATCHES) if batches is None else batches:
+        for total, gradient in zip(totals, scene.gradients(scene.loss(rows, temperature)), strict=True):
+            total += gradient
+    return totals
+
+
+CRITERIA: dict[str, BuiltIn] = {
+    "magnitude": BuiltIn("the largest |w| stay", magnitude),
+    "taylor": BuiltIn("what the loss would miss, to first order: |w dL/dw| (Molchanov et al. 2019)", taylor),
+    "movement": BuiltIn("weights that training moves away from 0 (Sanh et al. 2020)", movement, signed=True),
+    "snip": BuiltIn("what the loss feels, |w dL/dw| of the mean gradient (Lee et al. 2019)", snip),
+    "grasp": BuiltIn("what keeps the gradient large, w * Hg (Wang et al. 2020)", grasp, signed=True),
+    "synflow": BuiltIn(
+        "the strength of paths through all layers, without data (Tanaka et al. 2020)", synflow, rounds=SYNFLOW_ROUNDS
+    ),
+    "random": BuiltIn("chance: what any other must beat", by_chance),
+    "learned-mask": BuiltIn("the chances of a mask that is trained (arXiv 2312.01653)", learned_mask),
+}

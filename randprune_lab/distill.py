@@ -122,12 +122,18 @@ def wanted(config: RunConfig) -> dict[str, bool]:
 
 
 def loss_terms(
-    student: Features, teacher: Features | None, inputs: Batch, labels: Tensor, config: RunConfig
+    student: Features,
+    teacher: Features | None,
+    inputs: Batch,
+    labels: Tensor,
+    config: RunConfig,
+    *,
+    label_smoothing: float = 0.0,
 ) -> dict[str, Tensor]:
     """Each part of the loss before its weight, by name: "task", "logits", "hidden", "attention"; only those in use."""
     terms: dict[str, Tensor] = {}
     if config.task_weight or teacher is None:
-        terms["task"] = task_loss(student.logits, labels)
+        terms["task"] = task_loss(student.logits, labels, label_smoothing)
     if teacher is None:
         return terms
     mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from randprune_lab.config import FREE, OBJECT, RunConfig
-from randprune_lab.criteria import Criterion, near_one, scores_of
 from randprune_lab.distill import Teacher, all_logits, wanted
 from randprune_lab.events import (
     CandidateScored,
@@ -34,7 +33,16 @@ from randprune_lab.events import (
     Warned,
 )
 from randprune_lab.executors import judge_candidates
-from randprune_lab.fitting import check_fit, check_schedule, check_steps, check_teacher, network_for, prepare
+from randprune_lab.fitting import (
+    check_fit,
+    check_method,
+    check_schedule,
+    check_steps,
+    check_teacher,
+    initialize,
+    network_for,
+    prepare,
+)
 from randprune_lab.masks import (
     Masks,
     StageMasks,
@@ -46,10 +54,11 @@ from randprune_lab.masks import (
     stage_masks,
     unpack,
 )
-from randprune_lab.methods import METHODS
+from randprune_lab.methods import METHODS, hooks_of
 from randprune_lab.models import is_transformer, prunable_weights
 from randprune_lab.pretrained import companions, load_tokenizer
 from randprune_lab.sampling import introduced_randomness
+from randprune_lab.scores import Criterion, stage_scores
 from randprune_lab.splits import Task
 from randprune_lab.tables import check_files
 from randprune_lab.tasks import as_images, is_text, load_task
@@ -73,7 +82,7 @@ def prune(
         model: your own classifier, inputs -> logits; trained and pruned in place. None: the one that config names.
         data: your own task (``Task.of``). None: the one that config names.
         criterion: what a weight is worth instead of its magnitude: (weights, model, task) -> scores, by name; see
-            ``criteria.Criterion``. Masks, plain and random ones, are then drawn from the scores. Resume with the same.
+            ``scores.Criterion``. Masks, plain and random ones, are then drawn from the scores. Resume with the same.
         resume: what ``store.last_checkpoint`` gave.
 
     Raises:
@@ -156,18 +165,27 @@ class _Run:
         fine_tuned = config.dense_epochs == 0 and is_transformer(config.model)
         network = model if model is not None else network_for(config.model, task, config, trained=fine_tuned)
         prepare(network, self.tokenizer, config)
+        initialize(network, config)
         task = as_images(task, network)
-        self.session = Session(config, task.to(accelerator.device), network.to(accelerator.device), accelerator)
+        self.session = Session(
+            config,
+            task.to(accelerator.device),
+            network.to(accelerator.device),
+            accelerator,
+            prunable=tuple(prunable_weights(network, config.include, config.exclude)),
+            hooks=hooks_of(config),
+        )
         self.teacher: nn.Module | None = None
         if config.teacher:  # now, lest it turn out not to fit when the dense network has been trained
             self.teacher = network_for(config.teacher, task, config, trained=True).to(accelerator.device)
             prepare(self.teacher, self.tokenizer, config)
         self.sizes = {name: weight.numel() for name, weight in self.weights().items()}
         check_fit(self.session)
+        check_method(self.session)
         check_steps(self.session)
         if self.teacher is not None:
             check_teacher(self.session, self.teacher, self.tokenizer)
-        check_schedule(config, self.sizes)
+        check_schedule(config, self.weights())
         self.masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights().items()}
         self.progress = Progress()
         self.optimizer: dict[str, Tensor] = {}
@@ -235,11 +253,8 @@ class _Run:
         self.dense = {}  # the teacher has them now
 
     def candidates(self, stage: int) -> StageMasks:
-        if self.criterion is None:
-            scores = {name: weight.clone() for name, weight in self.weights().items()}
-        else:
-            model, task = self.session.model, self.session.task
-            scores = near_one(scores_of(self.criterion, model, self.sizes, task, seed=self.config.seed, stage=stage))
+        session = self.session
+        scores = stage_scores(self.criterion, session.model, self.masks, session.task, self.config, stage)
         return stage_masks(scores, self.masks, stage, self.config)
 
     def judge(self, masks: StageMasks, stage: int) -> Generator[Event, None, list[CandidateScored]]:
@@ -326,9 +341,13 @@ class _Run:
                 )
             rate = phase.learning_rate(self.progress.epoch * self.session.steps_of(phase.name) - 1)
             terms = phase.mean_terms()
+            self.masks |= phase.masks
+            for sentence in phase.taken():
+                yield Warned(sentence)
             yield EpochFinished(phase.name, phase.stage, self.progress.epoch, loss, rate, score, terms)
             self.optimizer = phase.state()
             yield self._checkpoint()
+        phase.finish()
         if self.best:
             self.session.model.load_state_dict(self.best)
         self.optimizer, self.best = {}, {}

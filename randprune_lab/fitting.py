@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from randprune_lab.checks import keep_count
-from randprune_lab.config import RunConfig
+from randprune_lab.config import OBJECT, RunConfig
+from randprune_lab.criteria import CRITERIA, Scene
 from randprune_lab.distill import features, loss_terms, wanted
-from randprune_lab.masks import samples_of
-from randprune_lab.models import build_model
-from randprune_lab.pretrained import is_pretrained, load_tokenizer
+from randprune_lab.masks import samples_of, tensor_sparsities
+from randprune_lab.models import build_model, is_transformer
+from randprune_lab.patterns import Pattern, check_stages_fit, check_tensor
+from randprune_lab.pretrained import TINY, is_pretrained, load_tokenizer
 from randprune_lab.sampling import seed_of
+from randprune_lab.smoothing import SoftActivations, hidden_layers
 from randprune_lab.splits import Split, Task, Tokens
 from randprune_lab.training import Session, is_of_memory
+from randprune_lab.zero import zero_initialize
 
 
 def network_for(name: str, task: Task, config: RunConfig, *, trained: bool = False) -> nn.Module:
@@ -40,6 +47,22 @@ def prepare(network: nn.Module, tokenizer: Any, config: RunConfig) -> None:
             settings.pad_token_id = tokenizer.pad_token_id  # GPT-2: the answer is read off the last token that is none
         if config.attention_weight and settings._attn_implementation != "eager":
             network.set_attn_implementation("eager")  # type: ignore[operator]
+
+
+def initialize(network: nn.Module, config: RunConfig) -> None:
+    """Give the weights their first values, where the configuration asks for others than the network was built with.
+
+    Raises:
+        ValueError: they would replace what was learned elsewhere.
+    """
+    if config.initialization == "default":
+        return
+    if is_transformer(config.model) and config.model not in TINY and config.model != OBJECT:
+        raise ValueError(
+            f"initialization = {config.initialization!r}: {config.model} comes with trained weights, which would be "
+            "lost. Pass initialization='default', or a model that starts anew, such as tiny-bert."
+        )
+    zero_initialize(network)
 
 
 def check_fit(session: Session) -> None:
@@ -168,14 +191,89 @@ def check_steps(session: Session) -> None:
         )
 
 
-def check_schedule(config: RunConfig, sizes: dict[str, int]) -> None:
+def check_schedule(config: RunConfig, weights: Mapping[str, Tensor]) -> None:
     """No stage may empty a tensor (layer scope) or everything (global scope), or draw more than can be drawn."""
-    parts = sizes if config.scope == "layer" else {"the whole model": sum(sizes.values())}
-    for name, size in parts.items():
-        for sparsity in config.stages:
-            samples_of(size, sparsity, config)
-        if keep_count(size, config.stages[-1]) == 0:
-            raise ValueError(
-                f"stages end at {config.stages[-1]}: nothing of {name} ({size} weights) would be kept. "
-                f"End at {1 - 1 / size:.4f} or less, or leave it out with exclude."
-            )
+    shapes: dict[str, tuple[int, ...]] = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if config.scope == "global":
+        shapes = {"the whole model": (sum(math.prod(shape) for shape in shapes.values()),)}
+    pattern = Pattern.of(config.pattern)
+    if pattern is not None:
+        check_stages_fit(config.stages, pattern)
+    for sparsity in config.stages:
+        for name, share in tensor_sparsities(shapes, sparsity, config).items():
+            size = math.prod(shapes[name])
+            samples_of(size, share, config)
+            if pattern is not None:
+                check_tensor(name, shapes[name], share, pattern)
+            elif keep_count(size, share) == 0:
+                raise ValueError(
+                    f"stages end at {config.stages[-1]}: nothing of {name} ({size} weights) would be kept. "
+                    f"End at {1 - 1 / size:.4f} or less, or leave it out with exclude."
+                )
+
+
+def check_method(session: Session) -> None:
+    """The model can take what the method, the criterion and the smoothing do to it: tried on a few examples.
+
+    Raises:
+        ValueError: it cannot, and what could be used instead.
+    """
+    config, model, task = session.config, session.model, session.task
+    inputs = task.train.inputs
+    if task.regression and config.label_smoothing:
+        raise ValueError(
+            f"label_smoothing = {config.label_smoothing}: a regression has no classes to spread a label over. Pass 0."
+        )
+    if config.method == "learned-mask" and not config.dense_epochs:
+        raise ValueError(
+            "method = 'learned-mask' with dense_epochs = 0: the mask is learned while the dense network trains. Pass "
+            "dense_epochs, or method='imp', criterion='learned-mask', which learns it beside a trained network."
+        )
+    if config.soft_activations:
+        _check_relus(session)
+    if config.soft_skips and (is_pretrained(model) or not isinstance(inputs, Tensor) or not hidden_layers(model)):
+        what = "has skips of its own" if is_pretrained(model) else "has no hidden linear or convolutional layer"
+        raise ValueError(
+            f"soft_skips: {type(model).__name__} {what}. Leave it out; label_smoothing works with every classifier."
+        )
+    if config.criterion == "synflow" and not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
+        raise ValueError(
+            f"synflow: {type(model).__name__} takes texts or a transformer's pictures, not one tensor that could be "
+            "all ones, and attention is no product of weights. Use criterion snip, taylor or magnitude."
+        )
+    if config.criterion in ("grasp", "snip", "taylor", "synflow"):
+        _check_criterion(session)
+
+
+def _check_relus(session: Session) -> None:
+    batch, _ = session.task.train.batch(torch.arange(min(2, len(session.task.train))))
+    with torch.no_grad(), SoftActivations(0.0) as seen:
+        features(session.model.eval(), batch)
+    if not seen.found:
+        raise ValueError(
+            f"soft_activations: {type(session.model).__name__} uses no ReLU, so there is nothing to soften. Leave it "
+            "out; label_smoothing works with every classifier."
+        )
+
+
+def _check_criterion(session: Session) -> None:
+    """The criterion's derivatives exist: of two examples, on a copy."""
+    config, name = session.config, session.config.criterion
+    few = config.model_copy(update={"batch_size": 2})
+    network = copy.deepcopy(session.model).requires_grad_(True)
+    weights = {name: network.get_parameter(name) for name in session.prunable}
+    alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    try:
+        with torch.random.fork_rng():
+            CRITERIA[name].score(Scene(weights, network, session.task, few, alive))
+    except (RuntimeError, NotImplementedError) as error:
+        if is_of_memory(error):
+            raise
+        why = (
+            "needs second derivatives, which a part of it lacks" if name == "grasp" else "needs gradients of all of it"
+        )
+        raise ValueError(
+            f"{name}: {why} in {type(session.model).__name__} ({str(error).splitlines()[0]}). Use criterion "
+            f"{'snip' if name == 'grasp' else 'magnitude'}{' or synflow' if name == 'grasp' else ''}; of a transformer "
+            "load it with attn_implementation='eager'."
+        ) from error

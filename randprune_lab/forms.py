@@ -14,9 +14,10 @@ from typing import Any, Literal, get_args
 import pydantic
 
 from randprune_lab.checks import check_option, check_whole, rule_of
+from randprune_lab.config import DYNAMIC, Control, RunConfig, controls, preset
 from randprune_lab.config import PRESETS as PRESETS_OF_RUNS
-from randprune_lab.config import Control, RunConfig, controls, preset
 from randprune_lab.models import MODELS
+from randprune_lab.patterns import UNSTRUCTURED
 from randprune_lab.schedules import STAGES
 from randprune_lab.state import SHARED, ExploreState
 from randprune_lab.tables import GLUE_TASKS
@@ -25,7 +26,7 @@ from randprune_lab.tasks import TASKS
 Kind = Literal["choice", "number", "whole", "switch", "text"]
 Settings = dict[str, Any]
 
-SET_BY_LAB = ("group", "control", "criterion")  # nobody is asked for these
+SET_BY_LAB = ("group", "control")  # nobody is asked for these
 DEMO = "demo"  # in the explorer: the network that the lab trains itself
 MOST_SEEDS = 100
 MOST_RUNS = 100  # each is a process from the start, also while it waits
@@ -36,12 +37,17 @@ NUMBERS = ("stages", "target_ir", "layer_map")  # lists of them
 
 # Group -> the fields of the first look, and those that are seldom needed.
 GROUPS: dict[str, tuple[str, str]] = {
-    "what is pruned": ("task model method", "scope include exclude"),
-    "how sparse": ("stages", ""),
+    "what is pruned": ("task model method", "criterion scope include exclude"),
+    "how sparse": ("stages", "pattern densities"),
     "how random": ("candidates randomness samples sampling_ratio target_ir power reach", "ties sampler select_on"),
     "how long it trains": (
         "dense_epochs max_epochs learning_rate batch_size",
-        "patience emep_epochs max_steps_per_epoch emep_steps emep_learning_rate weight_decay",
+        "patience emep_epochs max_steps_per_epoch emep_steps emep_learning_rate weight_decay initialization",
+    ),
+    "methods of sparse training": (
+        "",
+        "label_smoothing soft_activations soft_skips soft_until mask_sparsity_weight mask_binary_weight "
+        "mask_learning_rate regrow_every regrow_share",
     ),
     "distillation": ("logit_weight hidden_weight attention_weight", "task_weight temperature teacher layer_map"),
     "data": ("", "dataset text_columns label_column max_length augment augment_model glove unlabelled"),
@@ -52,6 +58,7 @@ SUGGESTED: dict[str, tuple[str, ...]] = {
     "task": TASKS,
     "model": (*MODELS, "bert-base-uncased"),
     "stages": tuple(STAGES),
+    "pattern": (UNSTRUCTURED, "2:4", "4x4"),
     "unlabelled": GLUE_TASKS,
 }
 # A field counts only where another one has one of these values.
@@ -59,6 +66,10 @@ ONLY: dict[str, tuple[str, tuple[str, ...]]] = {
     "samples": ("randomness", ("fixed", "target_ir")),
     "sampling_ratio": ("randomness", ("decrease", "increase")),
     "target_ir": ("randomness", ("target_ir",)),
+    **dict.fromkeys(
+        ("mask_sparsity_weight", "mask_binary_weight", "mask_learning_rate"), ("method", ("learned-mask",))
+    ),
+    **dict.fromkeys(("regrow_every", "regrow_share"), ("method", DYNAMIC)),
 }
 
 # Name -> what it is, and its settings.
@@ -75,6 +86,20 @@ PRESETS: dict[str, tuple[str, Settings]] = {
     "tiny-vit": (
         "a tiny vision transformer learns the same digits and is pruned to 33x: a minute or two",
         preset("tiny-vit"),
+    ),
+    "end-to-end": (
+        "arXiv 2312.01653 on digits: a mask that is learned with the weights, magnitude pruning to 33x, smoothed "
+        "training: some seconds",
+        preset("end-to-end"),
+    ),
+    "mnist": (
+        "LeNet-300-100 learns MNIST and is pruned to 100x in two stages: a few minutes; needs the data once",
+        {"task": "mnist", **preset("mnist")},
+    ),
+    "cifar10": (
+        "VGG-16 learns CIFAR-10 and is pruned to 100x in two stages: an hour on a GPU, a day on a CPU; needs the data "
+        "once",
+        {"task": "cifar10", **preset("cifar10")},
     ),
     "paper-short": (
         "BERT-base on GLUE's MRPC as in the paper, four stages to 16x: hours on a GPU, days on a CPU; needs the "

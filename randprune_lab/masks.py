@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from randprune_lab.config import RunConfig
+from randprune_lab.densities import erk
 from randprune_lab.histogram import MagnitudeHistogram
+from randprune_lab.patterns import Pattern, pattern_mask, pattern_sampler
 from randprune_lab.sampling import candidate_generator, introduced_randomness, magnitude_mask, mask_sampler
 from randprune_lab.schedules import OutOfReachError, power_for_ir, samples_for_ratio
 from randprune_lab.state import ExploreState
@@ -41,47 +44,64 @@ def stage_masks(
 ) -> StageMasks:
     """The masks of stage ``stage`` (from 1) of a run: of ``weights``, among those that are ``alive``.
 
-    In global scope all tensors are one long vector in parameter order: one threshold, one M, one seed.
+    In global scope all tensors are one long vector in parameter order: one threshold, one M, one seed. ``weights``
+    may be any scores, 0 or more, that masks shall be drawn from instead of magnitudes.
     """
     whole = config.scope == "global"
     shapes = {name: weight.shape for name, weight in weights.items()}
     if whole:
         weights = {EVERYTHING: torch.cat([weight.reshape(-1) for weight in weights.values()])}
         alive = {EVERYTHING: flatten(alive)}
-    sparsity = config.stages[stage - 1]
+    overall = config.stages[stage - 1]
+    sparsities = tensor_sparsities({name: weight.shape for name, weight in weights.items()}, overall, config)
+    pattern = Pattern.of(config.pattern)
     clamped: list[str] = []
-    samples = {name: samples_of(weight.numel(), sparsity, config) for name, weight in weights.items()}
+    samples = {name: samples_of(weight.numel(), sparsities[name], config) for name, weight in weights.items()}
     power, target = dict.fromkeys(weights, config.power), config.target_of(stage)
     if target is not None:
         for name, weight in weights.items():
             histogram = MagnitudeHistogram.of(weight, alive=alive[name])
-            power[name], nearest = power_of(histogram, sparsity, target, config)
+            power[name], nearest = power_of(histogram, sparsities[name], target, config)
             if nearest == target:
                 continue
             clamped.append(f"stage {stage}, {name}: an ir of {target:g} is out of reach, it gets {nearest:.4g}.")
     samplers: dict[str, Callable[[torch.Generator], Tensor]] = {}
 
+    def plain(name: str, weight: Tensor) -> Tensor:
+        if pattern is not None:
+            return pattern_mask(weight, sparsities[name], pattern, alive=alive[name])
+        return magnitude_mask(weight, sparsities[name], alive=alive[name])
+
+    def sampler(name: str, weight: Tensor) -> Callable[[torch.Generator], Tensor]:
+        settings: dict[str, Any] = {
+            "samples": samples[name],
+            "power": power[name],
+            "reach": config.reach,
+            "method": config.sampler,
+            "ties": config.ties,
+            "alive": alive[name],
+        }
+        if pattern is not None:
+            return pattern_sampler(weight, sparsities[name], pattern, **settings)
+        return mask_sampler(weight, sparsities[name], **settings)
+
     def draw(candidate: int) -> Masks:
         if candidate == 0:
-            masks = {name: magnitude_mask(weight, sparsity, alive=alive[name]) for name, weight in weights.items()}
+            masks = {name: plain(name, weight) for name, weight in weights.items()}
         else:
             masks = {}
             for name, weight in weights.items():
                 if name not in samplers:
-                    samplers[name] = mask_sampler(
-                        weight,
-                        sparsity,
-                        samples=samples[name],
-                        power=power[name],
-                        reach=config.reach,
-                        method=config.sampler,  # type: ignore[arg-type]
-                        ties=config.ties,  # type: ignore[arg-type]
-                        alive=alive[name],
-                    )
+                    samplers[name] = sampler(name, weight)
                 masks[name] = samplers[name](candidate_generator(config.seed, stage, candidate, name, weight.device))
         return split(masks[EVERYTHING], shapes) if whole else masks
 
     return StageMasks(samples, power, tuple(clamped), draw)
+
+
+def tensor_sparsities(shapes: Mapping[str, Sequence[int]], sparsity: float, config: RunConfig) -> dict[str, float]:
+    """The sparsity of each tensor where that of all together is ``sparsity``."""
+    return erk(shapes, sparsity) if config.densities == "erk" else dict.fromkeys(shapes, sparsity)
 
 
 def samples_of(size: int, sparsity: float, config: RunConfig | ExploreState) -> int:

@@ -45,13 +45,14 @@ def measure(name: str, logits: Tensor, labels: Tensor) -> float:
     return float(f1_score(truth, chosen, zero_division=0.0) if name == "f1" else matthews_corrcoef(truth, chosen))
 
 
-def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def task_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats; for decimal labels the mean squared error, to which a row without label adds nothing.
 
-    The mean is over all rows, so that a labelled one weighs the same in every batch.
+    The mean is over all rows, so that a labelled one weighs the same in every batch. ``label_smoothing``: the share of
+    each label that is spread evenly over all classes (Szegedy et al. 2016).
     """
     if not labels.is_floating_point():
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     known = ~labels.isnan()
     errors = torch.where(known, logits[:, 0] - labels.nan_to_num(), 0.0)
     return errors.square().mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import itertools
 import json
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from randprune_lab.checks import check_option
+from randprune_lab.nets import NETS
 from randprune_lab.pretrained import TINY, load_network
 
-MODELS = ("mlp", *TINY)
+MODELS = ("mlp", *NETS, *TINY)
 MLP_WIDTHS = (64, 300, 100, 10)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -32,10 +34,11 @@ def build_model(name: str, seed: int, **head: Any) -> nn.Module:
     """A network, what is new in it initialized the same for the same seed. The global random state is left as it was.
 
     Args:
-        name: "mlp"; "tiny-bert", "tiny-vit"; a Hub id or a folder; "package.module:function" of a function that takes
-            nothing and returns the network.
+        name: "mlp"; one of ``nets.NETS``; "tiny-bert", "tiny-vit"; a Hub id or a folder; "package.module:function" of a
+            function that takes nothing and returns the network.
         seed: of the initialization.
-        head: of transformers, the arguments of ``pretrained.load_network``.
+        head: of transformers, the arguments of ``pretrained.load_network``; of ``nets.NETS``, ``outputs`` among them,
+            the number of classes (10).
 
     Raises:
         ValueError: there is no such network or function.
@@ -49,6 +52,8 @@ def build_model(name: str, seed: int, **head: Any) -> nn.Module:
             torch.manual_seed(seed)
             return load_network(name, **head)
     build = _import(name) if ":" in name else _mlp
+    if name in NETS:
+        build = functools.partial(NETS[name], head.get("outputs", 10))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:

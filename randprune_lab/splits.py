@@ -75,7 +75,10 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-    """Grey pictures (rows x 1 x height x width); ``images[rows]`` is a batch of the model's size and channels."""
+    """Pictures (rows x channels x height x width); ``images[rows]`` is a batch of the model's size and channels.
+
+    Grey ones go into every channel; of colour, a model with one channel gets the mean.
+    """
 
     pixels: Tensor
     size: int
@@ -87,7 +90,10 @@ class Images:
     def __getitem__(self, rows: Tensor | slice) -> dict[str, Tensor]:
         pixels = self.pixels[rows]
         if pixels.shape[-1] != self.size:
-            pixels = torch.nn.functional.interpolate(pixels, size=(self.size, self.size), mode="bilinear")
+            size, smaller = (self.size, self.size), self.size < pixels.shape[-1]
+            pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=smaller)
+        if pixels.shape[1] > self.channels == 1:
+            pixels = pixels.mean(1, keepdim=True)
         return {"pixel_values": pixels.expand(-1, self.channels, -1, -1)}
 
     @property

@@ -12,16 +12,18 @@ from randprune_lab.config import RunConfig
 from randprune_lab.splits import Images, Split, Task
 from randprune_lab.tables import GLUE_TASKS
 from randprune_lab.texts import load_texts
+from randprune_lab.vision import SOURCES, load_pictures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TASKS = ("digits", "sentences", "text", *GLUE_TASKS)
+PICTURES = ("digits", *SOURCES)
+TASKS = (*PICTURES, "sentences", "text", *GLUE_TASKS)
 
 
 def is_text(task: str) -> bool:
     """A model of this task needs a tokenizer."""
-    return task in TASKS and task != "digits"
+    return task in TASKS and task not in PICTURES
 
 
 def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Task:
@@ -33,6 +35,8 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
     check_option("task", config.task, TASKS)
     if config.task == "digits":
         return digits()
+    if config.task in SOURCES:
+        return load_pictures(config)
     if tokenizer is None:
         raise ValueError(
             f"task = {config.task!r}: needs a model with a tokenizer. Pass tiny-bert, a Hub id or a folder."
@@ -59,15 +63,23 @@ def digits() -> Task:
 
 
 def as_images(task: Task, model: nn.Module) -> Task:
-    """A task of flat square pictures, as an image model of the transformers library takes them."""
+    """A task of pictures, as an image model of the transformers library takes them; any other as it is.
+
+    Pictures are tensors of shape (rows, channels, height, width), or (rows, pixels) of grey square ones.
+    """
     settings: Any = getattr(model, "config", None)
     pixels = task.train.inputs
-    if getattr(model, "main_input_name", "") != "pixel_values" or not isinstance(pixels, Tensor) or pixels.ndim != 2:
+    if getattr(model, "main_input_name", "") != "pixel_values" or not isinstance(pixels, Tensor):
         return task
-    side = round(pixels.shape[1] ** 0.5)
+    if pixels.ndim not in (2, 4):
+        return task
 
     def picture(split: Split) -> Split:
-        flat: Any = split.inputs
-        return Split(Images(flat.view(-1, 1, side, side), settings.image_size, settings.num_channels), split.labels)
+        found: Any = split.inputs
+        if found.ndim == 2:
+            side = round(found.shape[1] ** 0.5)
+            found = found.view(-1, 1, side, side)
+        size = getattr(settings, "image_size", found.shape[-1])  # a convolutional network takes any
+        return Split(Images(found, size, settings.num_channels), split.labels)
 
     return task.changed(picture)

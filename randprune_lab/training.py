@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from randprune_lab.config import RunConfig
 from randprune_lab.distill import Features, Teacher, all_logits, features, loss_terms, total, wanted
 from randprune_lab.events import Score
+from randprune_lab.hooks import Hook
 from randprune_lab.masks import Masks
 from randprune_lab.metrics import measure, task_loss
 from randprune_lab.sampling import seed_of
@@ -79,13 +80,18 @@ def using_threads(count: int) -> Iterator[None]:
 
 @dataclasses.dataclass
 class Session:
-    """What every phase of a run shares."""
+    """What every phase of a run shares.
+
+    ``prunable``: the names of the parameters to prune. ``hooks``: what the run's method does in a phase, too.
+    """
 
     config: RunConfig
     task: Task
     model: nn.Module
     accelerator: accelerate.Accelerator
     teacher: Teacher | None = None
+    prunable: tuple[str, ...] = ()
+    hooks: Callable[[Phase], Sequence[Hook]] = lambda _: ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -151,8 +157,10 @@ class Phase:
         self.terms: dict[str, list[Tensor]] = {}
         self.losses: list[Tensor] = []
         self.parameters = dict(self.model.named_parameters())
-        self.pruned: list[Tensor] = [self.parameters[name] for name in masks]
-        self.factors = [mask.to(parameter.dtype) for mask, parameter in zip(masks.values(), self.pruned, strict=True)]
+        self.masks = dict(masks)  # a method may move them
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self.hooks = list(session.hooks(self))
+        self.smoothing = session.config.label_smoothing if name == "fine-tuning" else 0.0
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=learning_rate(0), weight_decay=session.config.weight_decay, fused=True
         )
@@ -167,6 +175,8 @@ class Phase:
         train_epoch(self.session, self.name, self.stage, number, [self])
         if self.failed is not None:
             raise Diverged(self.failed)
+        for hook in self.hooks:
+            hook.epoch_over()
         return float(torch.stack(self.losses).mean())
 
     def mean_terms(self) -> dict[str, float]:
@@ -180,11 +190,17 @@ class Phase:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         seed_dropout(seed_of(config.seed, self.stage, self.name, step), device)
-        with session.accelerator.autocast():
-            seen = features(self.model, batch, **wanted(config)) if taught else features(self.model, batch)
-            terms = loss_terms(seen, taught, batch, labels, config)
-            loss = total(terms, config, dense=self.name == "dense")
-        session.accelerator.backward(loss)
+        with contextlib.ExitStack() as around:
+            for hook in self.hooks:
+                around.enter_context(hook.forward(step))
+            with session.accelerator.autocast():
+                seen = features(self.model, batch, **wanted(config)) if taught else features(self.model, batch)
+                terms = loss_terms(seen, taught, batch, labels, config, label_smoothing=self.smoothing)
+                loss = total(terms, config, dense=self.name == "dense")
+            session.accelerator.backward(loss)
+        for hook in self.hooks:
+            hook.backward(step)
+            terms |= hook.terms()
         self.optimizer.step()
         self.optimizer.zero_grad()  # at once: candidates in lockstep need not keep their gradients
         self._mask()
@@ -195,12 +211,16 @@ class Phase:
     @torch.no_grad()
     def _mask(self) -> None:
         """Zero what lies outside the masks. A layer that is frozen or unused has no moments."""
-        tensors, factors = list(self.pruned), list(self.factors)
-        for parameter, factor in zip(self.pruned, self.factors, strict=True):
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if moment in self.optimizer.state.get(parameter, {}):
-                    tensors.append(self.optimizer.state[parameter][moment])
-                    factors.append(factor)
+        tensors: list[Tensor] = []
+        factors: list[Tensor] = []
+        for name, mask in self.masks.items():
+            parameter = self.parameters[name]
+            if name not in self.factors or self.factors[name][0] is not mask:  # it is new
+                self.factors[name] = mask, mask.to(parameter.dtype)
+            state = self.optimizer.state.get(parameter, {})
+            moments = [state[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in state]
+            tensors += [parameter, *moments]
+            factors += [self.factors[name][1]] * (1 + len(moments))
         if tensors:
             torch._foreach_mul_(tensors, factors)
 
@@ -210,7 +230,10 @@ class Phase:
         Raises:
             Diverged: the last step ruined the weights; the loss of training has not seen that.
         """
-        score = self.session.evaluate(self.session.deciding_split, self.model)
+        with contextlib.ExitStack() as around:
+            for hook in self.hooks:
+                around.enter_context(hook.scoring())
+            score = self.session.evaluate(self.session.deciding_split, self.model)
         if not math.isfinite(score.loss):
             raise self._diverged((epoch + 1) * self.session.steps_of(self.name) - 1)
         return score
@@ -233,17 +256,39 @@ class Phase:
             f"Lower the learning rate{fix}."
         )
 
+    def finish(self) -> None:
+        """The last epoch was trained: an ordinary network is left."""
+        for hook in self.hooks:
+            hook.finish()
+
+    def taken(self) -> list[str]:
+        """What the hooks have to say since they were last asked."""
+        said = [sentence for hook in self.hooks for sentence in hook.said]
+        for hook in self.hooks:
+            hook.said.clear()
+        return said
+
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors, "NAME.KEY"."""
-        return {
+        """The optimizer's tensors, "NAME.KEY", and those of each hook, "*NUMBER.KEY"."""
+        moments = {
             f"{name}.{key}": value
             for name, parameter in self.parameters.items()
             for key, value in self.optimizer.state[parameter].items()
         }
+        return moments | {
+            f"*{number}.{key}": value for number, hook in enumerate(self.hooks) for key, value in hook.state().items()
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on with what ``state`` gave."""
+        for number, hook in enumerate(self.hooks):
+            own = f"*{number}."
+            part = {label.removeprefix(own): value for label, value in state.items() if label.startswith(own)}
+            if part:
+                hook.load_state(part)
         for label, value in state.items():
+            if label.startswith("*"):
+                continue
             name, key = label.rsplit(".", 1)
             parameter = self.parameters[name]
             place = "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device

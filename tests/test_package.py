@@ -21,6 +21,8 @@ ROOMS = [
     "keepcurve",
     "sampling",
     "schedules",
+    "patterns",
+    "densities",
     "config",
     "state",
     "events",
@@ -29,19 +31,27 @@ ROOMS = [
     "sentences",
     "tiny",
     "pretrained",
+    "nets",
     "models",
+    "zero",
     "metrics",
     "splits",
     "glove",
     "augment",
     "tables",
     "texts",
+    "vision",
     "tasks",
     "distill",
+    "hooks",
+    "smoothing",
+    "learned",
+    "regrow",
     "training",
     "executors",
     "methods",
     "criteria",
+    "scores",
     "fitting",
     "engine",
     "packing",
@@ -92,7 +102,18 @@ ROOMS = [
     "cli",
 ]
 # Rooms of pure maths and plain data: no files, no networks.
-PURE = ["checks", "histogram", "keepcurve", "sampling", "schedules", "config", "state", "events"]
+PURE = [
+    "checks",
+    "histogram",
+    "keepcurve",
+    "sampling",
+    "schedules",
+    "patterns",
+    "densities",
+    "config",
+    "state",
+    "events",
+]
 
 PUBLIC = """
 ExploreState Explorer KeepCurve MagnitudeHistogram RunConfig Split Task candidate_generator compare controls

@@ -18,11 +18,11 @@ from randprune_lab import (
     record,
     store,
 )
-from randprune_lab.criteria import scores_of
 from randprune_lab.events import CandidateScored, Checkpoint, MaskChosen
 from randprune_lab.live import compare_view, live_view
 from randprune_lab.masks import unpack
 from randprune_lab.outcome import conclude
+from randprune_lab.scores import scores_of
 
 
 def inverse(weights, *_):
