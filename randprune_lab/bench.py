@@ -264,7 +264,7 @@ def claims_table(
                     budget,
                     sparsity,
                     {name: float(values.mean()) for name, values in by_method.items()},
-                    {name: _mean_and_half_width(values) for name, values in ahead.items()},
+                    {name: mean_and_half_width(values) for name, values in ahead.items()},
                 )
             )
     return claims
@@ -276,7 +276,7 @@ def _accuracies(job: tuple[tuple[int, int, str], RunConfig]) -> tuple[tuple[int,
     return key, [event.test.metric for event in prune(config) if isinstance(event, StageFinished)]
 
 
-def _mean_and_half_width(differences: NDArray[np.float64]) -> tuple[float, float]:
+def mean_and_half_width(differences: NDArray[np.float64]) -> tuple[float, float]:
     """Mean, and half the width of its 95 % interval by Student's t."""
     number = len(differences)
     quantile = float(scipy.stats.t.ppf(0.975, number - 1))

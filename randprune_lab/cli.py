@@ -1,4 +1,4 @@
-"""The command line: ``randprune run``, ``resume``, ``stop``, ``runs``, ``report``, ``explore`` and ``bench``."""
+"""The command line: ``randprune run``, ``resume``, ``stop``, ``runs``, ``report``, ``explore`` and more."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from randprune_lab.cli_bench import bench, methods
 from randprune_lab.terminal import (
     USAGE_ERROR,
     Display,
+    Json,
     complain,
     epochs_of,
-    print_bench,
-    print_claims,
     print_json,
     print_listing,
     print_runs,
@@ -44,9 +43,6 @@ if TYPE_CHECKING:
     from randprune_lab.config import RunConfig
     from randprune_lab.events import Event
     from randprune_lab.status import Status
-
-
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def main() -> None:
@@ -78,7 +74,7 @@ def _app() -> typer.Typer:
         help="A lab for randomized iterative magnitude pruning (arXiv 2310.13183).",
     )
     commands.command("run", help=_RUN_HELP)(_run_command() if sys.argv[1:2] == ["run"] else lambda: None)
-    for command in (resume, stop, runs, report, explore, app, lab, notebooks, pack, unpack, bench):
+    for command in (resume, stop, runs, report, explore, app, lab, notebooks, pack, unpack, bench, methods):
         commands.command()(command)
     return commands
 
@@ -134,7 +130,7 @@ def _run_command() -> Callable[..., None]:
             "controls", Annotated[bool, typer.Option(help="Run imp-matched, the control of equal budget, too.")], True
         ),
         option("detach", _Detach, False),
-        option("as_json", _Json, False),
+        option("as_json", Json, False),
     ]
     for name, field in RunConfig.model_fields.items():
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
@@ -249,7 +245,7 @@ def resume(
     wave: Annotated[int | None, typer.Option(min=1, help="Candidates at once from now on; changes no result.")] = None,
     track: _Track = "",
     detach: _Detach = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Go on with a run that was stopped or killed, from its last finished piece of work."""
     from randprune_lab import jobs, store
@@ -274,7 +270,7 @@ def resume(
 
 def stop(
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, or their folders.")],
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Stop runs within a step, wherever they were started, or take them out of the queue; resume goes on with them."""
     from randprune_lab import jobs
@@ -311,7 +307,7 @@ def _folder_of(name: str) -> Path:
     raise ValueError(f"{name}: no such run, here or in {store.runs_folder()}. See randprune runs for those that are.")
 
 
-def runs(as_json: _Json = False) -> None:
+def runs(as_json: Json = False) -> None:
     """The runs on disk: those of the folder that RANDPRUNE_RUNS names, else of ./runs."""
     from randprune_lab import jobs, store
 
@@ -393,7 +389,7 @@ def explore(
     include: Annotated[str, typer.Option(help="Only tensors whose name this regular expression finds.")] = "",
     exclude: Annotated[str | None, typer.Option(help="No tensor whose name this one finds.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write panels 1 to 4 into this file, a page of its own.")] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Every weight matrix of a checkpoint or a run: its threshold, and the randomness that a mask would have."""
     from randprune_lab.checks import check_option
@@ -484,7 +480,7 @@ def lab(
 def notebooks(
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the students' edition there.")] = None,
     solutions: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the teacher's edition there.")] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """The tutorials and what one learns from them; or write them into a folder."""
     from randprune_lab.tutorials import tutorials, write_tutorials
@@ -508,52 +504,3 @@ def notebooks(
                 say(f"{len(made)} notebooks written to {folder}{there}.")
     if as_json:
         print_json({"folders": written})
-
-
-def bench(
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; medians count.")] = 21,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 2,
-    training: Annotated[bool, typer.Option(help="Instead: what a training step costs, alone and in lockstep.")] = False,
-    claims: Annotated[bool, typer.Option(help="Instead: does selection pay? Digits, all methods.")] = False,
-    seeds: Annotated[int, typer.Option(min=2, max=1000, help="With --claims: seeds 0 to this one, exclusive.")] = 10,
-    processes: Annotated[int, typer.Option(min=1, max=1024, help="With --claims: runs at a time.")] = 2,
-    as_json: _Json = False,
-) -> None:
-    """What a randomized mask costs on this machine, beside a plain one and the paper's loop (about a minute)."""
-    from randprune_lab.bench import CLAIM_CONFIG, claims_table, speed_table
-
-    if claims:
-        with Display(0, quiet=as_json) as display:
-            rows = claims_table(
-                seeds=seeds,
-                processes=processes,
-                tell=lambda done, of: display.progress.update(
-                    display.bar, description="runs", completed=done, total=of
-                ),
-            )
-        if as_json:
-            print_json(
-                {
-                    "config": CLAIM_CONFIG.model_dump(mode="json"),
-                    "seeds": seeds,
-                    "claims": [dataclasses.asdict(row) for row in rows],
-                }
-            )
-        else:
-            print_claims(seeds, rows)
-        return
-    with Console(stderr=True).status("measuring"):
-        if training:
-            from randprune_lab.pace import training_table
-
-            measured = training_table(device=device, threads=threads)
-        else:
-            measured = speed_table(device=device, repeats=repeats, threads=threads)
-    if as_json:
-        cells = [dataclasses.asdict(row) for row in measured]
-        print_json({"device": device, "repeats": repeats, "threads": threads, "measured": cells})
-    else:
-        what = "training" if training else "768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach"
-        medians = "" if training else f", medians of {repeats}"
-        print_bench(f"{what} ({device}, {threads} threads{medians})", measured)

@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -24,6 +24,7 @@ from randprune_lab.checks import problem_of
 if TYPE_CHECKING:
     from randprune_lab.bench import Claim, Measurement
     from randprune_lab.config import RunConfig
+    from randprune_lab.contest import Entry
     from randprune_lab.events import Event
     from randprune_lab.packing import PackedSizes
     from randprune_lab.state import ExploreState
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from randprune_lab.tensors import TensorRow
     from randprune_lab.tutorials import Tutorial
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # what a wrong command line raises
 
 
@@ -270,6 +272,44 @@ def print_claims(seeds: int, rows: list[Claim]) -> None:
     )
 
 
+def print_contest(base: RunConfig, seeds: int, entries: list[Entry]) -> None:
+    """Accuracies by method and density, and how far each is ahead of plain magnitude pruning."""
+    by_row: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_row.setdefault(entry.row, []).append(entry)
+    densities = sorted({entry.density for entry in entries if entry.density < 1}, reverse=True)
+    cells = []
+    for row, ours in by_row.items():
+        known = {entry.density: entry for entry in ours}
+        accuracies = [_accuracy(known.get(density, known.get(1.0))) for density in densities]
+        ahead = [_ahead(known.get(density)) for density in densities]
+        cells.append((row, *accuracies, *ahead, f"{statistics.fmean(entry.seconds for entry in ours):.0f}"))
+    columns = (
+        "",
+        *(f"{density:.3g}" for density in densities),
+        *(f"- magn. {density:.3g}" for density in densities),
+        "s",
+    )
+    epochs = base.dense_epochs + base.max_epochs
+    title = f"{base.task}, {base.model}, seeds 0 to {seeds - 1}, {epochs} epochs each: test accuracy (%) by density"
+    print_table(title, columns, cells)
+    say(
+        "± half the width of the 95 % t interval. - magn.: ahead of magnitude, paired by seed. s: CPU seconds of a "
+        "run. ! a run diverged, * a learned mask gave up a tensor."
+    )
+
+
+def _accuracy(entry: Entry | None) -> str:
+    if entry is None or entry.mean is None:
+        return "diverged" if entry else ""
+    half = "" if entry.half is None else f" ± {100 * entry.half:.1f}"
+    return f"{100 * entry.mean:.1f}{half}{'!' * bool(entry.diverged)}{'*' * bool(entry.collapsed)}"
+
+
+def _ahead(entry: Entry | None) -> str:
+    return "" if entry is None or entry.ahead is None else f"{100 * entry.ahead[0]:+.1f} ± {100 * entry.ahead[1]:.1f}"
+
+
 def _named(sizes: Mapping[str, int], most: int = 6) -> str:
     """The first names with their numbers of weights."""
     names = [f"{name} ({size:,})" for name, size in sizes.items()]
@@ -296,6 +336,10 @@ class Display:
         )
         self.quiet = quiet
         self.bar = self.progress.add_task("starting", total=total, completed=done)
+
+    def runs_done(self, done: int, of: int) -> None:
+        """So many of so many runs are done."""
+        self.progress.update(self.bar, description="runs", completed=done, total=of)
 
     def __enter__(self) -> Display:
         self.progress.start()

@@ -184,7 +184,7 @@ def test_claims_pair_the_methods_by_seed():
             assert mean == pytest.approx(row.means["randomized"] - row.means[other])
             assert half >= 0
     # two values d1, d2: the half width is t(0.975, 1) * |d1 - d2| / 2
-    assert bench._mean_and_half_width(torch.tensor([0.1, 0.3]).numpy())[1] == pytest.approx(12.706 * 0.1, rel=1e-3)
+    assert bench.mean_and_half_width(torch.tensor([0.1, 0.3]).numpy())[1] == pytest.approx(12.706 * 0.1, rel=1e-3)
 
 
 @pytest.mark.parametrize(

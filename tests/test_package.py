@@ -63,6 +63,7 @@ ROOMS = [
     "status",
     "jobs",
     "bench",
+    "contest",
     "pace",
     "sources",
     "panels",
@@ -99,6 +100,7 @@ ROOMS = [
     "tutorials",
     "terminal",
     "serve",
+    "cli_bench",
     "cli",
 ]
 # Rooms of pure maths and plain data: no files, no networks.

@@ -1,0 +1,111 @@
+"""The commands that measure: ``randprune bench`` and ``randprune methods``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from randprune_lab.terminal import Display, Json, print_bench, print_claims, print_contest, print_json
+
+
+def bench(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; medians count.")] = 21,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 2,
+    training: Annotated[bool, typer.Option(help="Instead: what a training step costs, alone and in lockstep.")] = False,
+    claims: Annotated[bool, typer.Option(help="Instead: does selection pay? Digits, all methods.")] = False,
+    seeds: Annotated[int, typer.Option(min=2, max=1000, help="With --claims: seeds 0 to this one, exclusive.")] = 10,
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="With --claims: runs at a time.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """What a randomized mask costs on this machine, beside a plain one and the paper's loop (about a minute)."""
+    from randprune_lab.bench import CLAIM_CONFIG, claims_table, speed_table
+
+    if claims:
+        with Display(0, quiet=as_json) as display:
+            rows = claims_table(seeds=seeds, processes=processes, tell=display.runs_done)
+        if as_json:
+            print_json(
+                {
+                    "config": CLAIM_CONFIG.model_dump(mode="json"),
+                    "seeds": seeds,
+                    "claims": [dataclasses.asdict(row) for row in rows],
+                }
+            )
+        else:
+            print_claims(seeds, rows)
+        return
+    with Console(stderr=True).status("measuring"):
+        if training:
+            from randprune_lab.pace import training_table
+
+            measured = training_table(device=device, threads=threads)
+        else:
+            measured = speed_table(device=device, repeats=repeats, threads=threads)
+    if as_json:
+        cells = [dataclasses.asdict(row) for row in measured]
+        print_json({"device": device, "repeats": repeats, "threads": threads, "measured": cells})
+    else:
+        what = "training" if training else "768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach"
+        medians = "" if training else f", medians of {repeats}"
+        print_bench(f"{what} ({device}, {threads} threads{medians})", measured)
+
+
+def methods(
+    task: Annotated[str, typer.Option(help="digits (minutes), mnist (half an hour), cifar10 (a GPU).")] = "digits",
+    model: Annotated[str, typer.Option(help="Instead of the task's own.")] = "",
+    dataset: Annotated[str, typer.Option(help="Hub id, or a folder in the Hub's layout.")] = "",
+    rows: Annotated[str, typer.Option(help="Only these, comma-separated: as the first column has them.")] = "",
+    densities: Annotated[str, typer.Option(help="Shares of the weights that are kept.")] = "0.1,0.03,0.01",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds 0 to this one, exclusive.")] = 3,
+    dense_epochs: Annotated[int | None, typer.Option(min=1, help="Before pruning; none: the task's own.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="After pruning; none: the task's own.")] = None,
+    max_steps_per_epoch: Annotated[
+        int | None, typer.Option(min=1, help="Of an epoch; none: all rows.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples a step; none: the task's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="Runs at a time, each with one thread.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Every method beside every other one under one budget of epochs: test accuracy by density, with intervals."""
+    from randprune_lab.contest import ROWS, contest, contest_base
+
+    given: dict[str, Any] = {
+        "model": model,
+        "dataset": dataset,
+        "dense_epochs": dense_epochs,
+        "max_epochs": max_epochs,
+        "max_steps_per_epoch": max_steps_per_epoch,
+        "batch_size": batch_size,
+        "device": device,
+    }
+    base = contest_base(task, **{name: value for name, value in given.items() if value})
+    chosen = [row.strip() for row in rows.split(",")] if rows else list(ROWS)
+    with Display(0, quiet=as_json) as display:
+        entries = contest(
+            base,
+            rows=chosen,
+            densities=_shares(densities),
+            seeds=seeds,
+            processes=processes,
+            tell=display.runs_done,
+        )
+    if as_json:
+        cells = [dataclasses.asdict(entry) for entry in entries]
+        print_json({"config": base.model_dump(mode="json"), "seeds": seeds, "entries": cells})
+    else:
+        print_contest(base, seeds, entries)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise ValueError(f"densities = {text!r}: must be numbers between 0 and 1 with commas. Pass 0.1,0.03,0.01.")
+    return shares
