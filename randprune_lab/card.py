@@ -12,13 +12,18 @@ from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
 from randprune_lab.benefit import Benefit, benefit_sentences
-from randprune_lab.config import OBJECT, RunConfig
+from randprune_lab.config import HUB, OBJECT, RunConfig
 from randprune_lab.events import DenseFinished, Event, MaskChosen, RunStarted, Score, StageFinished
 from randprune_lab.models import MODELS
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 HUB_METRICS = {"matthews": "matthews_correlation", "spearman": "spearmanr", "pearson": "pearsonr"}
 EventT = TypeVar("EventT", bound=Event)
+# Settings that are named where somebody changed them.
+SELDOM = (
+    *("initialization", "pattern", "densities", "label_smoothing", "soft_activations", "soft_skips"),
+    *("mask_sparsity_weight", "mask_binary_weight", "mask_learning_rate", "regrow_every", "regrow_share"),
+)
 
 
 def model_card(
@@ -81,7 +86,7 @@ def _is_hub_id(name: str) -> bool:
 
 def _has_dataset(config: RunConfig) -> bool:
     """Digits and generated sentences bring their own."""
-    return config.task == "text" or config.task.startswith("glue/")
+    return config.task in ("text", *HUB) or config.task.startswith("glue/")
 
 
 def shown_name(name: str) -> str:
@@ -112,7 +117,7 @@ def _summary(config: RunConfig, started: RunStarted, dense: DenseFinished | None
     if config.task == "sentences":
         text += "\n\nThe data is synthetic: beginnings of sentences that RandPrune Lab generates."
     score = f"On the test split its {started.metric} is {_score(done.test)}"
-    before = f"; that of the dense network was {_score(dense.test)}" if dense else ""
+    before = f"; that of the {config.unpruned} network was {_score(dense.test)}" if dense else ""
     return f"{text}\n\n{score}{before}."
 
 
@@ -136,8 +141,8 @@ def _warning(config: RunConfig) -> str:
 
 def _stage_table(story: Sequence[Event], config: RunConfig, started: RunStarted, dense: DenseFinished | None) -> str:
     chosen = {event.stage: event for event in story if isinstance(event, MaskChosen)}
-    rows = [["dense", "0", "", "", _score(dense.selection), _score(dense.test)]] if dense else []
-    plain = "magnitude" if config.criterion != OBJECT else "scores of one's own"
+    rows = [[config.unpruned, "0", "", "", _score(dense.selection), _score(dense.test)]] if dense else []
+    plain = config.scored_by
     for done in (event for event in story if isinstance(event, StageFinished)):
         mask = chosen.get(done.stage)
         winner = (f"plain {plain}" if mask.winner == 0 else f"random, no. {mask.winner}") if mask else ""
@@ -157,14 +162,18 @@ def _stage_table(story: Sequence[Event], config: RunConfig, started: RunStarted,
 def _settings(config: RunConfig, started: RunStarted) -> str:
     """The settings that the result hangs on, by their names in the configuration; those that are off are left out."""
     names = ["task", "method", "criterion", "stages", "scope", "include", "exclude"]
+    usual = RunConfig()
+    names += [name for name in SELDOM if getattr(config, name) != getattr(usual, name)]
     if config.method != "imp":
         names += ["candidates", "randomness", *_randomness(config), "reach", "ties"]
     if config.method == "randomized":
         names += ["emep_epochs", "emep_steps", "emep_learning_rate"]
     names += ["dense_epochs", "max_epochs", "max_steps_per_epoch", "patience", "learning_rate", "weight_decay"]
-    names += ["batch_size", "max_length"] if config.task != "digits" else ["batch_size"]
+    names += ["batch_size"] if config.task in ("digits", *HUB) else ["batch_size", "max_length"]
     names += ["augment", "augment_model", "unlabelled", "teacher", "layer_map", "select_on"]
-    names += [name for name in RunConfig.model_fields if name.endswith("_weight")]  # of the loss and its distillation
+    names += [
+        name for name in RunConfig.model_fields if name.endswith("_weight") and name not in SELDOM
+    ]  # of the loss and its distillation
     names += ["temperature", "seed", "precision"]
     values = {name: getattr(config, name) for name in names}
     for name in {"teacher", "augment_model"} & values.keys():

@@ -99,10 +99,15 @@ def _run_command() -> Callable[..., None]:
         track: str = "",
         detach: bool = False,
         as_json: bool = False,
-        **fields: str | None,
+        **fields: Any,
     ) -> None:
-        given = {name: _value(name, value) for name, value in fields.items() if value is not None}
-        given = {**_read_file(config), **given}
+        off = {name.removeprefix("no_") for name, value in fields.items() if name.startswith("no_") and value}
+        given: dict[str, Any] = {
+            name: name not in off and _value(name, value)
+            for name, value in fields.items()
+            if not name.startswith("no_") and (value is not None or name in off)
+        }
+        given = _read_file(config) | given
         fitting = preset(preset_name, task=given.get("task"), model=given.get("model"))
         trackers = parse_trackers(track)
         settings = RunConfig.model_validate({**fitting, **given})
@@ -136,13 +141,20 @@ def _run_command() -> Callable[..., None]:
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         text = f"{field.description} [default: {'none' if default is None else default}]"
         flag = "--" + name.replace("_", "-")
+        if field.annotation is bool:
+            off = flag.replace("--", "--no-", 1)  # hidden: two columns of flags would leave no room for the help
+            parameters += [
+                option(name, Annotated[bool | None, typer.Option(flag, help=text)], None),
+                option(f"no_{name}", Annotated[bool, typer.Option(off, hidden=True)], False),
+            ]
+            continue
         parameters.append(option(name, Annotated[str | None, typer.Option(flag, help=text, metavar="VALUE")], None))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
-def _value(name: str, value: str) -> str | None:
+def _value(name: str, value: str | bool) -> str | bool | None:
     """An option's text; "none" is nothing."""
     from randprune_lab.config import RunConfig
 

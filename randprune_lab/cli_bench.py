@@ -63,9 +63,7 @@ def methods(
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds 0 to this one, exclusive.")] = 3,
     dense_epochs: Annotated[int | None, typer.Option(min=1, help="Before pruning; none: the task's own.")] = None,
     max_epochs: Annotated[int | None, typer.Option(min=1, help="After pruning; none: the task's own.")] = None,
-    max_steps_per_epoch: Annotated[
-        int | None, typer.Option(min=1, help="Of an epoch; none: all rows.")
-    ] = None,
+    max_steps_per_epoch: Annotated[int | None, typer.Option(min=1, help="Of an epoch; none: all rows.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples a step; none: the task's own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     processes: Annotated[int, typer.Option(min=1, max=1024, help="Runs at a time, each with one thread.")] = 2,

@@ -120,7 +120,7 @@ def _labelled(runs: list[_Run]) -> list[_Run]:
     lines: dict[str, list[_Run]] = {}
     for run in runs:
         same = lines.setdefault(run.config.model_dump_json(exclude=set(LABELS)), [])
-        if OBJECT in (run.config.model, run.config.task, run.config.criterion) and run.config.seed in _seeds(same):
+        if run.config.own and run.config.seed in _seeds(same):
             same = lines[run.folder.as_posix()] = []  # "object" is not always the same one
         same.append(run)
     firsts = [own[0] for own in lines.values()]

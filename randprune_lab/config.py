@@ -437,8 +437,8 @@ class RunConfig(pydantic.BaseModel):
                 f"emep_steps = {self.emep_steps}: needs max_steps_per_epoch, too, or nobody could tell what part of "
                 "an epoch judging takes, which the matched control trains longer. Pass both."
             )
-        if self.task == "digits" and (self.augment or self.unlabelled):
-            raise ValueError("augment and unlabelled are for texts, digits are images. Leave both out.")
+        if self.task in ("digits", *HUB) and (self.augment or self.unlabelled):
+            raise ValueError(f"augment and unlabelled are for texts, {self.task} are images. Leave both out.")
         if self.teacher and not self.distils:
             raise ValueError(
                 f"teacher = {self.teacher!r}: nothing would be learned from it, every weight of distillation is 0. "
@@ -476,6 +476,26 @@ class RunConfig(pydantic.BaseModel):
     def at_start(self) -> bool:
         """The mask is chosen before any training."""
         return self.method in AT_START
+
+    @property
+    def unpruned(self) -> str:
+        """What the network is before its first mask, in a word."""
+        return "untrained" if self.at_start else "dense"
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The settings that stand for things given from Python."""
+        return tuple(name for name in ("model", "task", "criterion") if getattr(self, name) == OBJECT)
+
+    @property
+    def scored_by(self) -> str:
+        """What masks are drawn from, in words."""
+        return "scores of one's own" if self.criterion == OBJECT else self.criterion.replace("-", " ")
+
+    @property
+    def by_magnitude(self) -> bool:
+        """Masks follow from magnitudes alone, with one threshold a tensor, or one for all."""
+        return self.criterion == "magnitude" and self.pattern == UNSTRUCTURED and self.densities == "uniform"
 
     @property
     def early_learning_rate(self) -> float:

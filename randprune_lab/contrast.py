@@ -16,13 +16,13 @@ import altair as alt
 import torch
 from torch import nn
 
-from randprune_lab.charts import BLUE, VERMILION, by_name, layered, of_rows
+from randprune_lab.charts import BLUE, GREY, VERMILION, by_name, layered, of_rows
 from randprune_lab.checks import check_option
 from randprune_lab.config import AT_START, DYNAMIC, SCOPES, RunConfig
 from randprune_lab.criteria import BATCHES, CRITERIA, LEARNING_STEPS, MOVING_STEPS
 from randprune_lab.demo import CONFIG, demo_weights
 from randprune_lab.lessons import Reveal
-from randprune_lab.masks import Masks, flatten, kept, stage_masks
+from randprune_lab.masks import Masks, kept, stage_masks
 from randprune_lab.methods import METHODS, planned_epochs
 from randprune_lab.models import build_model, prunable_weights
 from randprune_lab.scores import stage_scores
@@ -31,6 +31,7 @@ from randprune_lab.tasks import digits
 
 Row = dict[str, Any]
 BEFORE, AFTER = "before training", "after training"
+BOTH = "kept by both"
 # A learned mask needs a training of its own, which no page waits for.
 COMPARED = tuple(name for name in METHODS if name != "learned-mask")
 SPARSITIES = (0.54, 0.8, 0.9, 0.9375, 0.97, 0.98)
@@ -127,12 +128,13 @@ class Pick:
     @property
     def names(self) -> tuple[str, str]:
         """Of both masks, never the same."""
-        return f"1: {self.method}, {self.criterion}", f"2: plain, {self.other}"
+        own = self.method in AT_START
+        return f"1: {self.method}" if own else f"1: {self.method}, {self.criterion}", f"2: plain, {self.other}"
 
     def config(self, scope: str) -> RunConfig:
         """The run whose first mask is looked at."""
-        return CONFIG.model_validate(
-            {"method": self.method, "criterion": self.criterion, "stages": (self.sparsity,), "scope": scope}
+        return RunConfig(
+            method=self.method, criterion=self.criterion, stages=(self.sparsity,), scope=scope, device=CONFIG.device
         )
 
 
@@ -203,24 +205,28 @@ def overlap(masks: Mapping[str, Masks], what: str = "Of all weights") -> Overlap
 
 
 def layers_chart(rows: Sequence[Row], title: str, sentence: str) -> alt.LayerChart:
-    """Which share of each layer two masks keep, side by side; ``rows`` and ``sentence`` are an ``Overlap``'s."""
-    names = list(dict.fromkeys(row["mask"] for row in rows))
-    most = max((row["density"] for row in rows), default=1.0)
-    points = [{**row, "text": f"{row['kept']:,} of {row['weights']:,}"} for row in rows]
+    """Which share of each layer two masks keep, and both of them; ``rows`` and ``sentence`` are an ``Overlap``'s."""
+    shared = [{**row, "mask": BOTH, "kept": row["both"]} for row in rows[::2]]
+    points = [
+        {**row, "layer": f"{row['layer']} ({row['weights']:,})", "share": row["kept"] / row["weights"]}
+        for row in (*rows, *shared)
+    ]
+    names = list(dict.fromkeys(point["mask"] for point in points))
+    most = max((point["share"] for point in points), default=1.0)
     base = of_rows(points).encode(
         y=alt.Y("layer:N", sort=None, title=None, axis=alt.Axis(labelLimit=200)),
         yOffset=alt.YOffset("mask:N", scale=alt.Scale(domain=names)),
         x=alt.X(
-            "density:Q",
-            title="share of the layer's weights that is kept",
-            scale=alt.Scale(domain=[0, min(1.45 * most, 1.45)], nice=False),
+            "share:Q",
+            title="share of the layer's weights",
+            scale=alt.Scale(domain=[0, 1.3 * most], nice=False),
             axis=alt.Axis(format="~%", tickCount=5),
         ),
     )
-    color = alt.Color("mask:N", scale=by_name(names, (BLUE, VERMILION)), legend=alt.Legend(title=None, columns=1))
+    color = alt.Color("mask:N", scale=by_name(names, (BLUE, VERMILION, GREY)), legend=alt.Legend(title=None, columns=1))
     layers = [
         base.mark_bar().encode(color=color),
-        base.mark_text(align="left", dx=4).encode(text="text:N"),
+        base.mark_text(align="left", dx=4).encode(text=alt.Text("kept:Q", format=",")),
     ]
     return layered(layers, title, sentence)
 
@@ -240,7 +246,7 @@ def _mask(config: RunConfig, moment: str) -> Masks:
 def _scores(moment: str, criterion: str, scope: str, sparsity: float) -> dict[str, torch.Tensor]:
     """Only those of signed criteria depend on the scope, only those in rounds on the sparsity, too."""
     network = _network(moment)
-    config = RunConfig(method="imp", criterion=criterion, scope=scope, stages=(sparsity,), device="cpu")
+    config = Pick("imp", criterion, sparsity=sparsity).config(scope)
     with _alone:
         return stage_scores(None, network, _alive(network), _task(), config, 1)
 
@@ -269,7 +275,8 @@ class Question:
 
     Attributes:
         title: a few words.
-        text: what is compared, and the question.
+        text: what is compared.
+        question: what to predict.
         options: the answers to choose from.
         pick: the masks that it is about, to look at afterwards.
         reveal: works out the answer from them.
@@ -277,6 +284,7 @@ class Question:
 
     title: str
     text: str
+    question: str
     options: tuple[str, ...]
     pick: Pick
     reveal: Callable[[], Reveal]
@@ -285,7 +293,7 @@ class Question:
 LAYERS = ("none", "the first, 64 to 300", "the middle, 300 to 100", "the last, 100 to 10")
 SHARES = ("under 10 %", "10 to 40 %", "40 to 70 %", "over 70 %")
 RANDOM = ("magnitude", "taylor", "movement")
-EMPTIED = Pick("synflow", other="magnitude")
+EMPTIED = Pick("synflow", other="magnitude", sparsity=0.9)
 AGREED = Pick("imp", "magnitude", "snip")
 TRANSPLANTED = Pick("randomized", "movement", "movement")
 
@@ -295,10 +303,10 @@ def _emptied() -> Reveal:
     magnitude = [row for row in rows if row["mask"] == EMPTIED.names[1]]
     synflow = [row for row in rows if row["mask"] == EMPTIED.names[0]]
     empty = [place for place, row in enumerate(magnitude, 1) if not row["kept"]]
-    left = lambda rows: ", ".join(f"{row['kept']:,}" for row in rows)
+    left = [", ".join(f"{row['kept']:,}" for row in rows) for rows in (magnitude, synflow)]
     return Reveal(
         LAYERS[max(empty, key=lambda place: magnitude[place - 1]["weights"])] if empty else LAYERS[0],
-        f"Of the three layers magnitude keeps {left(magnitude)} weights, synflow {left(synflow)}.",
+        f"Of the three layers magnitude keeps {left[0]} weights, synflow {left[1]}.",
         "Initial weights are drawn between -1/sqrt(inputs) and 1/sqrt(inputs): where a layer has many inputs they are "
         "small, whatever they are worth. One threshold for all then takes whole layers, and an empty layer lets "
         "nothing through. SynFlow scores anew in each of its rounds: the fewer weights a layer has left, the more of "
@@ -312,9 +320,8 @@ def _agreed() -> Reveal:
     return Reveal(
         SHARES[place],
         f"{found.shared:.1%}. Two masks drawn blindly would share {found.by_chance:.1%}.",
-        "Two sensible criteria can disagree about most of the weights, and both lead to networks that work after "
-        "training: there is no one right mask. A score says what the loss would miss at once, not what training can "
-        "make up for.",
+        "Sensible criteria can disagree about most of the weights: there is no one right mask. A score says what the "
+        "loss would miss at once, not what training can make up for. Which mask trains better, only runs can tell.",
     )
 
 
@@ -325,9 +332,9 @@ def _transplanted() -> Reveal:
     }
     return Reveal(
         max(swapped, key=lambda name: swapped[name]),
-        "Of the kept weights are swapped: " + ", ".join(f"{share:.1%} by {name}" for name, share in swapped.items()),
-        "The law is one, chance in proportion to score**T, but scores are not spread alike. Taylor scores span decades, "
-        "so few come near the threshold. Movement has signs, so its ranks are taken: they are evenly spread, and "
+        f"Of the kept weights are swapped: {', '.join(f'{share:.1%} by {name}' for name, share in swapped.items())}.",
+        "The law is one, chance in proportion to score**T, but scores are not spread alike. Taylor scores span "
+        "decades, so few come near the threshold. Movement has signs, so its ranks are taken: they are evenly spread, and "
         "chance reaches far. Who compares criteria at one T compares two things at once; a target ir makes it fair.",
     )
 
@@ -335,25 +342,27 @@ def _transplanted() -> Reveal:
 QUESTIONS = (
     Question(
         "Which layer goes?",
-        f"A network of three layers that was never trained; one threshold for all of them (scope global), sparsity "
-        f"{EMPTIED.sparsity:g}. Of which layer does plain magnitude keep nothing at all?",
+        "A network of three layers that was never trained, one threshold for all of them (scope global), sparsity "
+        f"{EMPTIED.sparsity:g}.",
+        "Of which layer does plain magnitude keep nothing at all?",
         LAYERS,
         EMPTIED,
         _emptied,
     ),
     Question(
         "Do two criteria agree?",
-        f"The trained network, each layer at sparsity {AGREED.sparsity:g}. Which share of their kept weights do "
-        "magnitude and SNIP have in common?",
+        f"The network after its training, each layer at sparsity {AGREED.sparsity:g} (scope layer). One mask keeps "
+        "what magnitude says, the other what SNIP says.",
+        "Which share of their kept weights do they have in common?",
         SHARES,
         AGREED,
         _agreed,
     ),
     Question(
         "How random is a transplant?",
-        f"Random masks at T = {CONFIG.power:g}, M = {CONFIG.samples}, sparsity {TRANSPLANTED.sparsity:g}: drawn from "
-        "magnitudes, from Taylor scores, or from the ranks of movement. By which criterion does the random mask swap "
-        "the most weights against its own plain mask?",
+        f"Random masks at T = {CONFIG.power:g}, M = {CONFIG.samples}, sparsity {TRANSPLANTED.sparsity:g} (scope "
+        "layer), drawn from magnitudes, from Taylor scores, or from the ranks of movement.",
+        "By which criterion does the random mask swap the most weights against its own plain mask?",
         RANDOM,
         TRANSPLANTED,
         _transplanted,

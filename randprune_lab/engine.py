@@ -185,7 +185,7 @@ class _Run:
         check_steps(self.session)
         if self.teacher is not None:
             check_teacher(self.session, self.teacher, self.tokenizer)
-        check_schedule(config, self.weights())
+        check_schedule(config, network, self.weights())
         self.masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights().items()}
         self.progress = Progress()
         self.optimizer: dict[str, Tensor] = {}

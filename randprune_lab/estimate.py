@@ -116,7 +116,9 @@ class _Plan:
         dense = self.step("dense", [Phase(session, "dense", 0, {}, still)]) if config.dense_epochs else 0.0
         run.dense = run._model_state()
         teaching_all = self.seconds(run.take_teacher)
+        begun = self.clock()
         masks = run.candidates(1)
+        scoring = self.clock() - begun  # a criterion may take longer than all that follows
         masks.draw(1)
         drawing = self.seconds(lambda: masks.draw(1))
         mask = masks.draw(1)
@@ -146,6 +148,7 @@ class _Plan:
             + report
             + kept.closing
             + teaching_all * self.rows("fine-tuning") / len(session.task.train)
+            + stages * scoring
             + stages * (emep + self.candidates * (decide + 2 * drawing) if self.candidates > 1 else decide)
             + stages * config.max_epochs * (self.steps("fine-tuning") * tuning + decide + kept.saving)
             + stages * (report + 2 * kept.closing)

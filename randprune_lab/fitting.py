@@ -191,7 +191,7 @@ def check_steps(session: Session) -> None:
         )
 
 
-def check_schedule(config: RunConfig, weights: Mapping[str, Tensor]) -> None:
+def check_schedule(config: RunConfig, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """No stage may empty a tensor (layer scope) or everything (global scope), or draw more than can be drawn."""
     shapes: dict[str, tuple[int, ...]] = {name: tuple(weight.shape) for name, weight in weights.items()}
     if config.scope == "global":
@@ -199,6 +199,12 @@ def check_schedule(config: RunConfig, weights: Mapping[str, Tensor]) -> None:
     pattern = Pattern.of(config.pattern)
     if pattern is not None:
         check_stages_fit(config.stages, pattern)
+        turned = [name for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]  # GPT-2's
+        if turned:
+            raise ValueError(
+                f"pattern = {config.pattern!r}: {turned[0]} holds its weight as inputs x outputs, and a pattern runs "
+                "along the inputs. Pass pattern='unstructured', or a model with linear layers."
+            )
     for sparsity in config.stages:
         for name, share in tensor_sparsities(shapes, sparsity, config).items():
             size = math.prod(shapes[name])

@@ -374,6 +374,9 @@ def as_command(config: RunConfig, *, matched: bool = False) -> str:
     words = ["randprune", "run", *(["--preset", best] if best else [])]
     for field, value in options[best].items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{field.replace('_', '-')}")
+            continue
         words += [f"--{field.replace('_', '-')}", "none" if value in (None, "", ()) else text]
     alone = config.method == "randomized" and not matched
     return shlex.join([*words, *(["--no-controls"] if alone else [])])

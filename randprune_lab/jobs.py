@@ -26,7 +26,7 @@ import torch
 import randprune_lab
 from randprune_lab import status as statuses
 from randprune_lab import store
-from randprune_lab.config import FREE, OBJECT, RunConfig
+from randprune_lab.config import FREE, RunConfig
 from randprune_lab.files import is_held, open_own, reason_of, write_atomically
 from randprune_lab.status import CANCEL, Record, Status
 
@@ -113,7 +113,7 @@ def resume(folder: str | Path, *, wave: int | None = None) -> None:
 
 
 def _refuse_objects(config: RunConfig) -> None:
-    if OBJECT in (config.model, config.task, config.criterion):
+    if config.own:
         raise ValueError(
             "'object' as model, task or criterion stands for things given from Python, which no other process has. "
             "Start and resume such a run there, with prune."

@@ -19,7 +19,7 @@ from randprune_lab import charts, figures, jobs, store
 from randprune_lab.card import shown_name
 from randprune_lab.charts import accuracy, sparsity
 from randprune_lab.comparing import compare_view as compare_view
-from randprune_lab.config import OBJECT, RunConfig
+from randprune_lab.config import RunConfig
 from randprune_lab.events import (
     CandidateScored,
     DenseFinished,
@@ -243,8 +243,8 @@ def _doing(journal: Journal, config: RunConfig, status: Status) -> str:
     if stage is None:
         epochs = len(journal.all(EpochFinished))
         dense = f"epoch {min(epochs + 1, config.dense_epochs)} of {config.dense_epochs}"
-        text = "draws the first masks" if journal.newest(DenseFinished) else dense
-        return _in_time(f"dense network: {text}", status)
+        text = dense if config.dense_epochs and not journal.newest(DenseFinished) else "draws the first masks"
+        return _in_time(f"{config.unpruned} network: {text}", status)
     at = f"stage {stage.stage} of {stages}"
     closed, chosen = journal.newest(StageFinished), journal.newest(MaskChosen)
     if closed is not None and closed.stage == stage.stage:
@@ -359,8 +359,8 @@ def _near(folder: Path, journal: Journal, config: RunConfig) -> list[Row]:
     rows = []
     for stage, amount in enumerate(config.stages, start=1):
         mask = chosen.get(stage)
-        # Where masks are drawn from scores of one's own, tau of the magnitudes is not where they cut.
-        share = None if config.criterion == OBJECT else _share_near(folder, stage - 1, amount, config.scope)
+        # Where masks follow from something else, tau of the magnitudes is not where they cut.
+        share = None if not config.by_magnitude else _share_near(folder, stage - 1, amount, config.scope)
         if share is not None or mask is not None:
             known = {"ir": mask.ir, "swapped": mask.swapped} if mask else {"ir": None, "swapped": None}
             rows.append({"stage": stage, "sparsity": amount, "share": share, **known})

@@ -139,7 +139,7 @@ def _summary(run: _Run, others: list[_Run]) -> str:
     """One sentence that is true at whatever point the run is."""
     config, dense, done = run.config, run.last(DenseFinished), run.last(StageFinished)
     start = f"On {config.task}, {shown_name(config.model)} pruned by {config.method} (seed {config.seed})"
-    before = f"; the dense network had {accuracy(dense.test.metric)}" if dense else ""
+    before = f"; the {config.unpruned} network had {accuracy(dense.test.metric)}" if dense else ""
     if done is None:
         return f"{start} has finished no stage yet{before} (one seed: not a result)."
     verb = "ends" if run.status == "finished" else f"stands after {done.stage} of {len(config.stages)} stages"
@@ -199,7 +199,7 @@ def _stage_table(run: _Run, others: list[_Run]) -> str:
     dense = [run.last(DenseFinished), *(other.last(DenseFinished) for other in others)]
     selection = _maybe(dense[0].selection.metric if dense[0] else None)
     scores = [_maybe(score.test.metric if score else None) for score in dense]
-    rows.insert(0, ["dense", sparsity(0.0, 1.0), "1.0x", *[NOTHING] * 4, selection, *scores])
+    rows.insert(0, [run.config.unpruned, sparsity(0.0, 1.0), "1.0x", *[NOTHING] * 4, selection, *scores])
     note = (
         "Sparsity: share of the prunable weights removed, and their compression; whole model: compression of all "
         "parameters. ir and swapped: the winner against the plain mask of the same weights. Selection and test: "
@@ -326,7 +326,7 @@ def _statements(run: _Run) -> list[str]:
         )
         if config.criterion == OBJECT:
             lines.append(
-                "Masks were drawn from scores of one's own, given from Python: the configuration alone does not repeat "
+                f"Masks were drawn from {config.scored_by}, given from Python: the configuration alone does not repeat "
                 "this run, and what the scores looked at is not recorded."
             )
         lines.append(f"Device: {started.device}; torch {started.torch}; threads: {config.threads}.")

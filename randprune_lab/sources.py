@@ -18,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from randprune_lab import store
-from randprune_lab.config import OBJECT
+from randprune_lab.config import DYNAMIC, OBJECT, RunConfig
 from randprune_lab.events import CandidateScored, Event, MaskChosen, RunStarted, StageStarted
 from randprune_lab.histogram import MagnitudeHistogram, check_weight
 from randprune_lab.masks import unpack
 from randprune_lab.models import prunable_weights, weight_files
+from randprune_lab.patterns import UNSTRUCTURED
 from randprune_lab.state import MOST_CANDIDATES, SHARED
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # what safetensors calls them
@@ -273,9 +274,10 @@ class RunSource:
         ends, _ = store.stage_checkpoints(folder)
         if started is None or not ends:
             raise ValueError(f"{folder}: this run has no weights to look at yet. Wait for its dense network.")
-        own = self.config.criterion == OBJECT
-        self.note = "This run drew its masks from scores of its own; those here are of magnitudes." if own else ""
-        self._draws_here = not own and not started.device.startswith("cuda")  # there the same seed draws other masks
+        self.note = _note(self.config)
+        self._draws_here = self.config.by_magnitude and not started.device.startswith(
+            "cuda"
+        )  # there the same seed draws other masks
         self._judged: tuple[Hashable, dict[int, Judged]] = (None, {})
         shapes = dict(_floats_of(next(iter(ends.values())), "model."))
         _refuse_nothing(str(folder), shapes)
@@ -340,6 +342,18 @@ class RunSource:
         if self._judged[0] != journal:
             self._judged = journal, dict(_judged(store.story(self._folder)))
         return self._judged[1].get(stage, Judged()) if self._draws_here else Judged()
+
+
+def _note(config: RunConfig) -> str:
+    """How the run's masks differ from those that the explorer draws; empty: they do not."""
+    if config.method in DYNAMIC:
+        return f"This run's mask moved while it trained ({config.method}); those here are of magnitudes."
+    if config.by_magnitude:
+        return ""
+    rule = {"criterion": "magnitude", "pattern": UNSTRUCTURED, "densities": "uniform"}
+    other = [f"{name} {getattr(config, name)}" for name, usual in rule.items() if getattr(config, name) != usual]
+    what = "scores of its own" if config.criterion == OBJECT else ", ".join(other)
+    return f"This run drew its masks from {what}; those here are of magnitudes."
 
 
 def _judged(events: Iterable[Event]) -> Iterator[tuple[int, Judged]]:

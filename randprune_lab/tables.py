@@ -82,10 +82,10 @@ def read(config: RunConfig, task: str) -> Table:
     """
     check_option("task", task, (*GLUE_TASKS, "text"))
     if task == "text":
-        source, found = _own_source(config), _load(config.dataset, None)
+        source, found = _own_source(config), load_splits(config.dataset, None)
         source = dataclasses.replace(source, reported=("validation" if "validation" in found else "test",))
     else:
-        source, found = GLUE[task.removeprefix("glue/")], _load(config.dataset, task.removeprefix("glue/"))
+        source, found = GLUE[task.removeprefix("glue/")], load_splits(config.dataset, task.removeprefix("glue/"))
     alone = task == "text" and set(found) == {"train"}
     rows: dict[str, Rows] = {}
     notes: list[str] = []
@@ -162,7 +162,7 @@ def _fitting(source: Source, names: tuple[str, ...], train: Rows, where: str) ->
     return source
 
 
-def _load(dataset: str, name: str | None) -> Mapping[str, Any]:
+def load_splits(dataset: str, name: str | None) -> Mapping[str, Any]:
     """Splits by name, by Hugging Face's datasets: from the Hub, a folder laid out like there, or files."""
     import datasets
 

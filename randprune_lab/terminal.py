@@ -131,7 +131,7 @@ def print_runs(
         plain = row["winner"] == 0
         rows.append(
             (
-                str(row["stage"]) if row["stage"] else "dense",
+                str(row["stage"]) if row["stage"] else config.unpruned,
                 f"{row['sparsity']:.4f}",
                 f"{row['compression']:.1f}x",
                 f"{row['whole_model']:.1f}x",

@@ -19,7 +19,7 @@ from randprune_lab.checks import check_option
 from randprune_lab.config import HUB, RunConfig
 from randprune_lab.files import reason_of, remembered
 from randprune_lab.splits import Split, Task, held_out_rows
-from randprune_lab.tables import _load as load_splits
+from randprune_lab.tables import load_splits
 
 CLASSES = 10
 JPEG = b"\xff\xd8"  # how such a file begins
