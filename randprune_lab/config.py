@@ -600,8 +600,10 @@ def controls(config: RunConfig) -> dict[str, RunConfig]:
 
     imp: plain masks, the same epochs a stage. imp-matched: plain masks, and as many epochs more a stage as judging the
     candidates takes, no patience. randomized-no-selection: the first random mask, unjudged. All with the same seed, so
-    from the same dense weights (on a GPU where ``deterministic`` is on).
+    from the same dense weights (on a GPU where ``deterministic`` is on). None for a method that prunes before training.
     """
+    if config.at_start:
+        return {}
 
     def control(name: str, changes: Mapping[str, Any]) -> RunConfig:
         return config.model_copy(update={"control": name, **changes})

@@ -21,10 +21,11 @@ from randprune_lab.checks import check_option
 from randprune_lab.config import AT_START, DYNAMIC, SCOPES, RunConfig
 from randprune_lab.criteria import BATCHES, CRITERIA, LEARNING_STEPS, MOVING_STEPS
 from randprune_lab.demo import CONFIG, demo_weights
+from randprune_lab.fitting import network_for
 from randprune_lab.lessons import Reveal
 from randprune_lab.masks import Masks, kept, stage_masks
 from randprune_lab.methods import METHODS, planned_epochs
-from randprune_lab.models import build_model, prunable_weights
+from randprune_lab.models import prunable_weights
 from randprune_lab.scores import stage_scores
 from randprune_lab.splits import Task
 from randprune_lab.tasks import digits
@@ -253,7 +254,7 @@ def _scores(moment: str, criterion: str, scope: str, sparsity: float) -> dict[st
 
 @functools.lru_cache
 def _network(moment: str) -> nn.Module:
-    network = build_model(CONFIG.model, CONFIG.seed)
+    network = network_for(CONFIG.model, _task(), CONFIG, trained=False)
     if moment == AFTER:
         network.load_state_dict(demo_weights())
     return network
@@ -334,8 +335,8 @@ def _transplanted() -> Reveal:
         max(swapped, key=lambda name: swapped[name]),
         f"Of the kept weights are swapped: {', '.join(f'{share:.1%} by {name}' for name, share in swapped.items())}.",
         "The law is one, chance in proportion to score**T, but scores are not spread alike. Taylor scores span "
-        "decades, so few come near the threshold. Movement has signs, so its ranks are taken: they are evenly spread, and "
-        "chance reaches far. Who compares criteria at one T compares two things at once; a target ir makes it fair.",
+        "decades, so few come near the threshold. Movement has signs, so its ranks are taken: they are evenly spread, "
+        "and chance reaches far. Whoever compares criteria at one T compares two things; a target ir makes it fair.",
     )
 
 

@@ -48,7 +48,8 @@ class Scene:
         rows = self.task.original or len(self.task.train)
         while number > 0:
             order = torch.randperm(rows).to(self.task.train.labels.device)
-            batches = torch.split(order, self.config.batch_size)[:number]
+            size = min(self.config.batch_size, rows)
+            batches = order[: rows - rows % size].view(-1, size)[:number]  # what is left over is no full batch
             yield from batches
             number -= len(batches)
 
@@ -116,7 +117,10 @@ def movement(scene: Scene) -> dict[str, Tensor]:
     There it is collected in all of fine-tuning; ours in ``MOVING_STEPS`` steps of AdamW on a copy, at the run's rate.
     """
     totals = [torch.zeros_like(weight) for weight in scene.weights.values()]
-    optimizer = torch.optim.AdamW(scene.model.parameters(), lr=scene.config.learning_rate, fused=True)
+    config = scene.config
+    optimizer = torch.optim.AdamW(
+        scene.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     for rows in scene.batches(MOVING_STEPS):
         optimizer.zero_grad()
         torch.autograd.backward(scene.loss(rows))
@@ -149,14 +153,17 @@ def grasp(scene: Scene) -> dict[str, Tensor]:
     """
     batches = list(scene.batches(BATCHES))
     whole = _summed_gradients(scene, batches, GRASP_TEMPERATURE)
-    products = [torch.zeros_like(weight) for weight in scene.weights.values()]
+    scene.model.zero_grad()
     for rows in batches:
         gradients = scene.gradients(scene.loss(rows, GRASP_TEMPERATURE), differentiable=True)
         along = sum((gradient * total).sum() for gradient, total in zip(gradients, whole, strict=True))
-        for product, part in zip(products, scene.gradients(along), strict=True):  # type: ignore[arg-type]
-            product += part
+        # Not autograd.grad: it passes over an operation without second derivatives and says nothing.
+        torch.autograd.backward(along)  # type: ignore[arg-type]
     return scene.named(
-        [weight.detach() * product for weight, product in zip(scene.weights.values(), products, strict=True)]
+        [
+            torch.zeros_like(weight) if weight.grad is None else weight.detach() * weight.grad
+            for weight in scene.weights.values()
+        ]
     )
 
 
@@ -164,12 +171,15 @@ def synflow(scene: Scene) -> dict[str, Tensor]:
     """Score |w * dR/dw|, R the answers' sum for ones as input, all parameters positive (Tanaka et al. 2020, Eq. 2, 4).
 
     The strength of all paths through a weight. In float64: a product over all layers leaves float32. Evaluation mode,
-    so that batch norm does not undo what was done to the weights.
+    so that batch norm does not undo what was done to the weights. What is added, biases and the means of batch norm, is
+    0, as in Eq. 2: it would make up for a layer that is gone, and the theorem that none goes would not hold.
     """
     model = scene.model.double().eval()
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             tensor.abs_()
+            if name.rpartition(".")[2] in ("bias", "running_mean"):
+                tensor.zero_()
     inputs = scene.task.train.inputs
     assert isinstance(inputs, Tensor)
     answers = features(model, torch.ones_like(inputs[:1], dtype=torch.float64)).logits

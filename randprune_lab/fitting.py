@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from randprune_lab.checks import keep_count
-from randprune_lab.config import OBJECT, RunConfig
+from randprune_lab.config import AT_START, OBJECT, RunConfig
 from randprune_lab.criteria import CRITERIA, Scene
 from randprune_lab.distill import features, loss_terms, wanted
 from randprune_lab.masks import samples_of, tensor_sparsities
@@ -245,7 +245,7 @@ def check_method(session: Session) -> None:
     if config.criterion == "synflow" and not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
         raise ValueError(
             f"synflow: {type(model).__name__} takes texts or a transformer's pictures, not one tensor that could be "
-            "all ones, and attention is no product of weights. Use criterion snip, taylor or magnitude."
+            "all ones, and attention is no product of weights. Pass method or criterion 'snip' instead."
         )
     if config.criterion in ("grasp", "snip", "taylor", "synflow"):
         _check_criterion(session)
@@ -278,8 +278,9 @@ def _check_criterion(session: Session) -> None:
         why = (
             "needs second derivatives, which a part of it lacks" if name == "grasp" else "needs gradients of all of it"
         )
+        instead = "snip" if name == "grasp" else "magnitude" if config.method not in AT_START else "random"
+        eager = "; of a transformer attention_weight > 0 (attn_implementation='eager') helps" if name == "grasp" else ""
         raise ValueError(
-            f"{name}: {why} in {type(session.model).__name__} ({str(error).splitlines()[0]}). Use criterion "
-            f"{'snip' if name == 'grasp' else 'magnitude'}{' or synflow' if name == 'grasp' else ''}; of a transformer "
-            "load it with attn_implementation='eager'."
+            f"{name}: {why} in {type(session.model).__name__} ({str(error).splitlines()[0]}). "
+            f"Use {instead} instead{eager}."
         ) from error

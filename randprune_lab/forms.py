@@ -386,7 +386,7 @@ def as_commands(configs: Sequence[RunConfig]) -> list[str]:
     """The same for what ``batch`` gave: a run and its matched control are one line, and all lines one group."""
     lines: list[tuple[RunConfig, bool]] = []
     for config in configs:
-        if lines and config == controls(lines[-1][0])["imp-matched"]:
+        if lines and config == controls(lines[-1][0]).get("imp-matched"):
             lines[-1] = (lines[-1][0], True)
         else:
             lines.append((config, False))

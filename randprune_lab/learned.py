@@ -44,7 +44,7 @@ class LearnedMask(Hook):
         self.collapsed: set[str] = set()
         self.said.append(
             f"the learned mask needs {NUMBERS} numbers more for each of {self.size:,} weights: "
-            f"{NUMBERS * sum(weight.nbytes for weight in self.weights.values()) / 1e6:.1f} MB."
+            f"{NUMBERS * sum(weight.nbytes for weight in self.weights.values()) / 1e6:.3g} MB."
         )
 
     def chances(self) -> dict[str, Tensor]:
@@ -110,8 +110,9 @@ class LearnedMask(Hook):
             self.weights[name].mul_(chance)
 
     def state(self) -> dict[str, Tensor]:
-        """Logits and their moments."""
+        """Logits and their moments, and which tensors were said to have collapsed."""
         found = {f"logit.{name}": logit for name, logit in self.logits.items()}
+        found |= {f"collapsed.{name}": torch.tensor(True) for name in sorted(self.collapsed)}
         for name, logit in self.logits.items():
             found |= {f"{key}.{name}": value for key, value in self.optimizer.state[logit].items()}
         return found
@@ -122,7 +123,9 @@ class LearnedMask(Hook):
         for label, value in state.items():
             key, name = label.split(".", 1)
             logit = self.logits[name]
-            if key == "logit":
+            if key == "collapsed":
+                self.collapsed.add(name)
+            elif key == "logit":
                 logit.copy_(value)
             else:
                 place = "cpu" if key == "step" else logit.device

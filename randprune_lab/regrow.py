@@ -78,4 +78,6 @@ class Regrow(Hook):
             else:
                 generator = candidate_generator(config.seed, self.stage, step, f"regrow {name}", weight.device)
                 worth = torch.rand(weight.shape, generator=generator, device=generator.device).to(weight.device)
+            if not bool((weight.isfinite() & worth.isfinite()).all()):
+                return  # the loss is looked at soon, and then training says that it diverged
             self.masks[name] = regrown(weight, self.masks[name], worth, share)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from randprune_lab.config import RunConfig
 from randprune_lab.criteria import CRITERIA, BuiltIn, Scene
 from randprune_lab.histogram import check_weight
-from randprune_lab.masks import Masks, apply_masks, flatten, kept, split, stage_masks
-from randprune_lab.patterns import UNSTRUCTURED
-from randprune_lab.sampling import seed_of
+from randprune_lab.masks import Masks, apply_masks, flatten, kept, split, tensor_sparsities
+from randprune_lab.sampling import magnitude_mask, seed_of
 from randprune_lab.splits import Task
 
 # One's own: (the prunable weights by name, the model that they belong to, the task) -> the score of every weight, by
@@ -104,14 +103,30 @@ def _order_of_rounds(
         scores = near_one(_of_a_copy(criterion, model, left, task, config))
         at_end = number == criterion.rounds
         sparsity = config.stages[stage - 1] if at_end else 1 - first * (last / first) ** (number / criterion.rounds)
-        step = config.model_copy(update={"stages": (sparsity,), "pattern": UNSTRUCTURED})
-        survivors = stage_masks(scores, left, 1, step).draw(0)
+        survivors = _best(scores, left, sparsity, config)
         gone = {name: mask & ~survivors[name] for name, mask in left.items()}
         for placed, behind in ((gone, number - 1), (survivors, number)) if at_end else ((gone, number - 1),):
             for name, rank in ranks(scores, placed, together=True).items():
                 order[name] = torch.where(placed[name], behind + rank, order[name])
         left = survivors
     return order
+
+
+def _best(scores: Mapping[str, Tensor], alive: Masks, sparsity: float, config: RunConfig) -> Masks:
+    """The largest scores among the alive, without a pattern.
+
+    A tensor that has fewer left than its share keeps all: blocks are counted whole, and so a tensor may have lost more.
+    """
+    if config.scope == "global":
+        return split(
+            magnitude_mask(flatten(scores), sparsity, alive=flatten(alive)),
+            {name: score.shape for name, score in scores.items()},
+        )
+    shares = tensor_sparsities({name: score.shape for name, score in scores.items()}, sparsity, config)
+    return {
+        name: magnitude_mask(score, max(shares[name], 1 - float(alive[name].double().mean())), alive=alive[name])
+        for name, score in scores.items()
+    }
 
 
 def ranks(scores: Mapping[str, Tensor], alive: Masks, *, together: bool) -> dict[str, Tensor]:

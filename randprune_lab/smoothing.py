@@ -31,6 +31,7 @@ class SoftActivations(TorchFunctionMode):
     """Inside, every ReLU is ``(1 - strength) * relu(x) + strength * x * sigmoid(x)``: at 0 exactly ReLU.
 
     The soft part is Swish (Ramachandran et al. 2017), the one that Jaiswal et al. use in a form with a parameter.
+    What is written as ``x.relu_()`` is not seen.
 
     Attributes:
         found: how many ReLUs came by.
