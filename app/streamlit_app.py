@@ -18,6 +18,7 @@ TITLES = {
     "history": ("History", ":material/history:"),
     "compare": ("Compare", ":material/compare_arrows:"),
     "learn": ("Learn", ":material/school:"),
+    "methods": ("Methods", ":material/content_cut:"),
     "about": ("About", ":material/info:"),
 }
 # The tab's picture: a mask. A named icon or an emoji would be fetched from the internet.

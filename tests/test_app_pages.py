@@ -20,6 +20,7 @@ PAGES = {  # with a word that is there in every state
     "history": "History",
     "compare": "Compare",
     "learn": "Learn",
+    "methods": "Side by side",
     "about": "About",
 }
 STATES = ("empty", "queued", "running", "failed", "stopped", "finished", "damaged", "damaged config")

@@ -88,6 +88,7 @@ ROOMS = [
     "live",
     "listing",
     "lessons",
+    "contrast",
     "page",
     "studies",
     "places",
@@ -224,7 +225,7 @@ from randprune_lab.tutorials import write_tutorials
 import torch
 weight = torch.arange(1.0, 9.0)
 files = [randprune_lab.__file__, str(app_file())]
-assert len(write_tutorials(Path("student"))[0]) == 8
+assert len(write_tutorials(Path("student"))[0]) == 9
 print(json.dumps([files, randprune_lab.magnitude_mask(weight, 0.5).tolist()]))
 """
     shown = subprocess.check_output(

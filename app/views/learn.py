@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.parse
 
 import streamlit as st
+from asking import ask, judge
 from common import link, page, said
 from live_panel import change, demo, live_panel
 
@@ -46,36 +47,6 @@ def _choose_lesson(lesson: int) -> None:
         on_change=_chosen,
         label_visibility="collapsed",
     )
-
-
-def _ask(lesson: int, step: int) -> str | None:
-    """The question; what was predicted, once that may be judged."""
-    asked, place = LESSONS[lesson].steps[step], f"{lesson}-{step}"
-    revealed = st.session_state.setdefault("revealed", {})
-    st.markdown(asked.text)
-    predicted = st.radio(
-        f"**{asked.question}**",
-        asked.options,
-        index=asked.options.index(revealed[place]) if place in revealed else None,
-        key=f"prediction-{place}",
-        disabled=place in revealed,
-    )
-    if place not in revealed and st.button(
-        "Reveal",
-        type="primary",
-        disabled=predicted is None,
-        help="Choose an answer first." if predicted is None else None,
-        key=f"reveal-{place}",
-    ):
-        revealed[place] = predicted
-        st.rerun()
-    return str(revealed[place]) if place in revealed else None
-
-
-def _judge(found: Reveal, predicted: str) -> None:
-    """What really happens, and why."""
-    (st.success if predicted == found.option else st.warning)(found.verdict(predicted))
-    st.markdown(f"{found.sentence}\n\n{found.why}")
 
 
 def _onwards(lesson: int, step: int, done: bool) -> None:
@@ -121,17 +92,19 @@ def _show() -> None:
     st.progress((step + 1) / len(taught.steps), f"Step {step + 1} of {len(taught.steps)}")
     question, answer = st.columns(2, gap="large")
     with question:
-        predicted = _ask(lesson, step)
+        asked = taught.steps[step]
+        predicted = ask(asked.text, asked.question, asked.options, f"{lesson}-{step}")
     with answer:
         if predicted is None:
             st.caption("What happens is shown here once you have predicted it.")
         else:
-            _judge(_reveal(lesson, step), predicted)
+            judge(_reveal(lesson, step), predicted)
         _onwards(lesson, step, predicted is not None)
     _look(lesson, step, predicted)
 
 
 page("Learn", "Five short lessons on a network that the lab has trained itself. Predict before you look.")
+link("All methods side by side", "methods")
 try:
     _show()
 except (ValueError, OSError) as error:
