@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
 from randprune_lab.benefit import Benefit, benefit_sentences
-from randprune_lab.config import HUB, OBJECT, RunConfig
+from randprune_lab.config import DYNAMIC, HUB, OBJECT, RunConfig
 from randprune_lab.events import DenseFinished, Event, MaskChosen, RunStarted, Score, StageFinished
 from randprune_lab.models import MODELS
 
@@ -145,7 +145,8 @@ def _stage_table(story: Sequence[Event], config: RunConfig, started: RunStarted,
     plain = config.scored_by
     for done in (event for event in story if isinstance(event, StageFinished)):
         mask = chosen.get(done.stage)
-        winner = (f"plain {plain}" if mask.winner == 0 else f"random, no. {mask.winner}") if mask else ""
+        plain_words = f"{plain} at first; it moved" if config.method in DYNAMIC else f"plain {plain}"
+        winner = (plain_words if mask.winner == 0 else f"random, no. {mask.winner}") if mask else ""
         ir = f"{mask.ir:.4f}" if mask else ""
         rows.append(
             [str(done.stage), f"{done.sparsity:.4f}", winner, ir, _score(done.selection), _score(done.test)],
@@ -164,17 +165,17 @@ def _settings(config: RunConfig, started: RunStarted) -> str:
     names = ["task", "method", "criterion", "stages", "scope", "include", "exclude"]
     usual = RunConfig()
     names += [name for name in SELDOM if getattr(config, name) != getattr(usual, name)]
-    if config.method != "imp":
+    if config.method.startswith("randomized"):
         names += ["candidates", "randomness", *_randomness(config), "reach", "ties"]
     if config.method == "randomized":
         names += ["emep_epochs", "emep_steps", "emep_learning_rate"]
     names += ["dense_epochs", "max_epochs", "max_steps_per_epoch", "patience", "learning_rate", "weight_decay"]
     names += ["batch_size"] if config.task in ("digits", *HUB) else ["batch_size", "max_length"]
     names += ["augment", "augment_model", "unlabelled", "teacher", "layer_map", "select_on"]
-    names += [
-        name for name in RunConfig.model_fields if name.endswith("_weight") and name not in SELDOM
-    ]  # of the loss and its distillation
-    names += ["temperature", "seed", "precision"]
+    if config.distils:
+        names += [name for name in RunConfig.model_fields if name.endswith("_weight") and name not in SELDOM]
+        names += ["temperature"]
+    names += ["seed", "precision"]
     values = {name: getattr(config, name) for name in names}
     for name in {"teacher", "augment_model"} & values.keys():
         values[name] = shown_name(values[name])

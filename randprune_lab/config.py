@@ -34,7 +34,7 @@ AT_START = {
     "rigl": "random",
 }
 DYNAMIC = ("set", "rigl")  # the mask moves while the network trains
-METHODS = ("imp", "randomized", "randomized-no-selection", "learned-mask", *AT_START)
+METHOD_NAMES = ("imp", "randomized", "randomized-no-selection", "learned-mask", *AT_START)
 INITIALIZATIONS = ("default", "zero")
 DENSITIES = ("uniform", "erk")
 SCOPES = ("layer", "global")
@@ -45,7 +45,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 KEEP_STAGES = ("all", "last")
 EXECUTORS = ("lockstep", "serial")
 OBJECT = "object"  # stands for a model, a task or a criterion given from Python
-CRITERIA = (
+CRITERION_NAMES = (
     *("magnitude", "taylor", "movement", "snip", "grasp", "synflow", "random", "learned-mask"),
     OBJECT,
 )
@@ -233,7 +233,7 @@ class RunConfig(pydantic.BaseModel):
     unlabelled: str = Field(
         default="", description="task whose rows are added for distillation only: glue/mnli to stsb"
     )
-    method: Annotated[str, _one_of("method", METHODS), Control("method", options=METHODS)] = Field(
+    method: Annotated[str, _one_of("method", METHOD_NAMES), Control("method", options=METHOD_NAMES)] = Field(
         default="randomized",
         description="imp; randomized (MCSS, EMEP); randomized-no-selection; learned-mask (trained with the weights); "
         "snip, grasp, synflow, random: one mask before training; set, rigl: it moves in training. Those six spend all "
@@ -256,7 +256,9 @@ class RunConfig(pydantic.BaseModel):
         default="uniform", description="in scope layer: uniform; erk (small tensors stay denser: Erdos-Renyi kernel)"
     )
 
-    criterion: Annotated[str, _one_of("criterion", CRITERIA), Control("criterion", options=CRITERIA[:-1])] = Field(
+    criterion: Annotated[
+        str, _one_of("criterion", CRITERION_NAMES), Control("criterion", options=CRITERION_NAMES[:-1])
+    ] = Field(
         default="magnitude",
         description="what a weight is worth: magnitude, taylor, movement, snip, grasp, synflow, random, learned-mask",
     )
@@ -380,9 +382,10 @@ class RunConfig(pydantic.BaseModel):
             if self.criterion not in (own, "magnitude"):
                 raise ValueError(
                     f"method = {self.method!r} with criterion = {self.criterion!r}: the method scores by {own!r}. "
-                    f"Leave criterion out, or pass method='imp', dense_epochs=0, criterion={self.criterion!r}."
+                    f"Leave criterion out, or pass method='imp', dense_epochs=0, logit_weight=0, "
+                    f"criterion={self.criterion!r}."
                 )
-            settled["criterion"] = own
+            settled |= {"criterion": own, "randomness": "fixed", "target_ir": None, "patience": None}
         self.__dict__.update(settled)  # it is frozen for all others
         return self
 
@@ -392,6 +395,11 @@ class RunConfig(pydantic.BaseModel):
             raise ValueError(
                 f"patience = {self.patience} with soft_activations or soft_skips: it could end a stage while they are "
                 "still there. Pass patience=None."
+            )
+        if self.initialization != "default" and not self.dense_epochs and not self.at_start:
+            raise ValueError(
+                f"initialization = {self.initialization!r} with dense_epochs = 0: what the network has learned "
+                "elsewhere would be lost. Pass initialization='default', or dense_epochs."
             )
         if self.at_start and not self.task_weight and not self.teacher:
             raise ValueError(

@@ -14,7 +14,8 @@ from randprune_lab.bench import mean_and_half_width
 from randprune_lab.checks import check_option
 from randprune_lab.config import RunConfig, preset
 from randprune_lab.engine import prune
-from randprune_lab.events import DenseFinished, StageFinished, Warned
+from randprune_lab.events import StageFinished, Warned
+from randprune_lab.learned import COLLAPSED
 from randprune_lab.training import Diverged
 
 TOST = {"label_smoothing": 0.1, "soft_activations": True, "soft_skips": True}
@@ -22,7 +23,7 @@ ERK = {"scope": "layer", "densities": "erk"}  # as RigL and SET are published
 DENSE, MAGNITUDE, CHOSEN = "dense", "magnitude", "randomized + MCSS"
 # What each row changes in the common configuration, which prunes once, after dense training, in global scope.
 ROWS: dict[str, dict[str, Any]] = {
-    DENSE: {},
+    DENSE: {"method": "imp"},
     MAGNITUDE: {"method": "imp"},
     "magnitude + ToST": {"method": "imp", **TOST},
     "learned mask": {"method": "learned-mask"},
@@ -46,6 +47,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "cifar10": {"dense_epochs": 60, "max_epochs": 100},
 }
 DENSITIES = (0.1, 0.03, 0.01)
+NOTHING = 1e-9  # a sparsity at which no weight is removed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +91,8 @@ def row_config(base: RunConfig, row: str, density: float, seed: int) -> RunConfi
     Raises:
         ValueError: the budget is too small for the candidates.
     """
-    changes = {**ROWS[row], "stages": (1 - density,), "seed": seed}
-    if row == DENSE:
-        changes["dense_epochs"] = base.dense_epochs + base.max_epochs
+    # The dense network goes through the same two phases, by the same plan of learning rates; so little is nothing.
+    changes = {**ROWS[row], "stages": (NOTHING if row == DENSE else 1 - density,), "seed": seed}
     if row == CHOSEN:
         changes["max_epochs"] = base.max_epochs - changes["candidates"] * base.emep_epochs
         if changes["max_epochs"] < 1:
@@ -147,10 +148,10 @@ def _run(job: tuple[tuple[str, float, int], RunConfig]) -> tuple[tuple[str, floa
     begun, accuracy, collapsed = time.process_time(), None, False
     try:
         for event in prune(config):
-            collapsed |= isinstance(event, Warned) and "collapsed" in event.text
-            if isinstance(event, DenseFinished if key[0] == DENSE else StageFinished):
+            collapsed |= isinstance(event, Warned) and COLLAPSED in event.text
+            if isinstance(event, StageFinished):
                 accuracy = event.test.metric
-                break
+                break  # its last stage: the network would be scored once more
     except Diverged:
         pass
     return key, _Result(accuracy, collapsed, time.process_time() - begun)

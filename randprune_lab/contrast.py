@@ -19,7 +19,7 @@ from torch import nn
 from randprune_lab.charts import BLUE, GREY, VERMILION, by_name, layered, of_rows
 from randprune_lab.checks import check_option
 from randprune_lab.config import AT_START, DYNAMIC, SCOPES, RunConfig
-from randprune_lab.criteria import BATCHES, CRITERIA, LEARNING_STEPS, MOVING_STEPS
+from randprune_lab.criteria import CRITERIA
 from randprune_lab.demo import CONFIG, demo_weights
 from randprune_lab.fitting import network_for
 from randprune_lab.lessons import Reveal
@@ -36,14 +36,6 @@ BOTH = "kept by both"
 # A learned mask needs a training of its own, which no page waits for.
 COMPARED = tuple(name for name in METHODS if name != "learned-mask")
 SPARSITIES = (0.54, 0.8, 0.9, 0.9375, 0.97, 0.98)
-# Batches whose loss and gradient a criterion works out; grasp goes through its own twice. All others need no data.
-LOOKS = {
-    "taylor": BATCHES,
-    "snip": BATCHES,
-    "grasp": 2 * BATCHES,
-    "movement": MOVING_STEPS,
-    "learned-mask": LEARNING_STEPS,
-}
 _alone = threading.Lock()  # criteria draw from the process's random numbers: one session of the app at a time
 
 
@@ -85,7 +77,7 @@ def criterion_rows() -> list[Row]:
     return [
         {
             "criterion": name,
-            "batches": LOOKS.get(name, 0),
+            "batches": criterion.batches,
             "rounds": criterion.rounds,
             "signed": criterion.signed,
             "says": criterion.says,

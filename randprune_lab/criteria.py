@@ -84,12 +84,14 @@ class BuiltIn:
         score: the scores by name; larger = worth keeping.
         signed: scores may be negative: masks are drawn from their ranks.
         rounds: pruned bit by bit in so many rounds, scored anew before each: masks are drawn from the resulting order.
+        batches: of train, whose loss and gradient are worked out for a stage; 0: it needs no data.
     """
 
     says: str
     score: Score
     signed: bool = False
     rounds: int = 1
+    batches: int = 0
 
 
 def magnitude(scene: Scene) -> dict[str, Tensor]:
@@ -177,13 +179,19 @@ def synflow(scene: Scene) -> dict[str, Tensor]:
     model = scene.model.double().eval()
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            tensor.abs_()
             if name.rpartition(".")[2] in ("bias", "running_mean"):
                 tensor.zero_()
+            elif tensor.is_floating_point():
+                tensor.abs_()
     inputs = scene.task.train.inputs
     assert isinstance(inputs, Tensor)
     answers = features(model, torch.ones_like(inputs[:1], dtype=torch.float64)).logits
     gradients = scene.gradients(answers.sum())
+    if any(bool((gradient < 0).any()) for gradient in gradients):
+        raise ValueError(
+            f"synflow: in {type(scene.model).__name__} the answer falls where a weight grows, so it is no sum of "
+            "paths (a layer norm does that). Pass method or criterion 'snip' instead."
+        )
     return {
         name: (weight.detach() * gradient).abs()
         for (name, weight), gradient in zip(scene.weights.items(), gradients, strict=True)
@@ -192,7 +200,7 @@ def synflow(scene: Scene) -> dict[str, Tensor]:
 
 def by_chance(scene: Scene) -> dict[str, Tensor]:
     """Random numbers: what every other criterion must beat."""
-    return {name: torch.rand_like(weight) for name, weight in scene.weights.items()}
+    return {name: torch.rand(weight.shape).to(weight) for name, weight in scene.weights.items()}
 
 
 def learned_mask(scene: Scene) -> dict[str, Tensor]:
@@ -219,13 +227,21 @@ def _summed_gradients(scene: Scene, batches: list[Tensor] | None = None, tempera
 
 CRITERIA: dict[str, BuiltIn] = {
     "magnitude": BuiltIn("the largest |w| stay", magnitude),
-    "taylor": BuiltIn("what the loss would miss, to first order: |w dL/dw| (Molchanov et al. 2019)", taylor),
-    "movement": BuiltIn("weights that training moves away from 0 (Sanh et al. 2020)", movement, signed=True),
-    "snip": BuiltIn("what the loss feels, |w dL/dw| of the mean gradient (Lee et al. 2019)", snip),
-    "grasp": BuiltIn("what keeps the gradient large, w * Hg (Wang et al. 2020)", grasp, signed=True),
+    "taylor": BuiltIn(
+        "what the loss would miss, to first order: |w dL/dw| (Molchanov et al. 2019)", taylor, batches=BATCHES
+    ),
+    "movement": BuiltIn(
+        "weights that training moves away from 0 (Sanh et al. 2020)", movement, signed=True, batches=MOVING_STEPS
+    ),
+    "snip": BuiltIn("what the loss feels, |w dL/dw| of the mean gradient (Lee et al. 2019)", snip, batches=BATCHES),
+    "grasp": BuiltIn(
+        "what keeps the gradient large, w * Hg (Wang et al. 2020)", grasp, signed=True, batches=2 * BATCHES
+    ),
     "synflow": BuiltIn(
         "the strength of paths through all layers, without data (Tanaka et al. 2020)", synflow, rounds=SYNFLOW_ROUNDS
     ),
     "random": BuiltIn("chance: what any other must beat", by_chance),
-    "learned-mask": BuiltIn("the chances of a mask that is trained (arXiv 2312.01653)", learned_mask),
+    "learned-mask": BuiltIn(
+        "the chances of a mask that is trained (arXiv 2312.01653)", learned_mask, batches=LEARNING_STEPS
+    ),
 }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randprune_lab.config import FREE, OBJECT, RunConfig
+from randprune_lab.config import AT_START, FREE, OBJECT, RunConfig
 from randprune_lab.distill import Teacher, all_logits, wanted
 from randprune_lab.events import (
     CandidateScored,
@@ -146,6 +146,11 @@ class _Run:
         if own.get("criterion") is not None and not callable(own["criterion"]):
             kind = type(own["criterion"]).__name__
             raise ValueError(f"criterion is a {kind}: must be a function (weights, model, task) -> scores.")
+        if own.get("criterion") is not None and config.at_start:
+            raise ValueError(
+                f"criterion with method = {config.method!r}: the method scores by {AT_START[config.method]!r}. For "
+                "your own before training pass method='imp', dense_epochs=0, logit_weight=0."
+            )
         model, data, self.criterion = (own.get(name) for name in ("model", "task", "criterion"))
         ours = config.model_dump(mode="json", exclude=set(FREE))
         theirs = resume.config if resume is not None and resume.config is not None else ours

@@ -19,7 +19,7 @@ from randprune_lab.models import build_model, is_transformer
 from randprune_lab.patterns import Pattern, check_stages_fit, check_tensor
 from randprune_lab.pretrained import TINY, is_pretrained, load_tokenizer
 from randprune_lab.sampling import seed_of
-from randprune_lab.smoothing import SoftActivations, hidden_layers
+from randprune_lab.smoothing import SoftActivations, hidden_layers, soft_skips
 from randprune_lab.splits import Split, Task, Tokens
 from randprune_lab.training import Session, is_of_memory
 from randprune_lab.zero import zero_initialize
@@ -237,11 +237,8 @@ def check_method(session: Session) -> None:
         )
     if config.soft_activations:
         _check_relus(session)
-    if config.soft_skips and (is_pretrained(model) or not isinstance(inputs, Tensor) or not hidden_layers(model)):
-        what = "has skips of its own" if is_pretrained(model) else "has no hidden linear or convolutional layer"
-        raise ValueError(
-            f"soft_skips: {type(model).__name__} {what}. Leave it out; label_smoothing works with every classifier."
-        )
+    if config.soft_skips:
+        _check_skips(session)
     if config.criterion == "synflow" and not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
         raise ValueError(
             f"synflow: {type(model).__name__} takes texts or a transformer's pictures, not one tensor that could be "
@@ -262,17 +259,36 @@ def _check_relus(session: Session) -> None:
         )
 
 
+def _check_skips(session: Session) -> None:
+    """Two examples go through the network with its skips."""
+    model, batch = session.model, session.task.train.inputs[torch.arange(min(2, len(session.task.train)))]
+    fix = "Leave it out; label_smoothing works with every classifier."
+    if is_pretrained(model) or not isinstance(batch, Tensor) or not hidden_layers(model):
+        what = "has skips of its own" if is_pretrained(model) else "has no hidden linear or convolutional layer"
+        raise ValueError(f"soft_skips: {type(model).__name__} {what}. {fix}")
+    try:
+        with torch.no_grad(), soft_skips(model.eval(), 1.0):
+            model(batch)
+    except (RuntimeError, IndexError) as error:
+        if is_of_memory(error):
+            raise
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"soft_skips: a hidden layer of {type(model).__name__} cannot have one ({why}). {fix}"
+        ) from error
+
+
 def _check_criterion(session: Session) -> None:
     """The criterion's derivatives exist: of two examples, on a copy."""
-    config, name = session.config, session.config.criterion
+    config, name, device = session.config, session.config.criterion, session.accelerator.device
     few = config.model_copy(update={"batch_size": 2})
     network = copy.deepcopy(session.model).requires_grad_(True)
     weights = {name: network.get_parameter(name) for name in session.prunable}
     alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             CRITERIA[name].score(Scene(weights, network, session.task, few, alive))
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # the last: no float64 on this device
         if is_of_memory(error):
             raise
         why = (

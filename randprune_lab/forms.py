@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import pydantic
 
 from randprune_lab.checks import check_option, check_whole, rule_of
-from randprune_lab.config import DYNAMIC, Control, RunConfig, controls, preset
+from randprune_lab.config import AT_START, DYNAMIC, METHOD_NAMES, Control, RunConfig, controls, preset
 from randprune_lab.config import PRESETS as PRESETS_OF_RUNS
 from randprune_lab.models import MODELS
 from randprune_lab.patterns import UNSTRUCTURED
@@ -70,6 +70,7 @@ ONLY: dict[str, tuple[str, tuple[str, ...]]] = {
         ("mask_sparsity_weight", "mask_binary_weight", "mask_learning_rate"), ("method", ("learned-mask",))
     ),
     **dict.fromkeys(("regrow_every", "regrow_share"), ("method", DYNAMIC)),
+    "criterion": ("method", tuple(name for name in METHOD_NAMES if name not in AT_START)),
 }
 
 # Name -> what it is, and its settings.
@@ -411,6 +412,8 @@ def seen(state: ExploreState, *, run_config: RunConfig | None = None) -> Setting
     else:
         settings = {**preset("paper-short"), "task": "", "model": state.model}
         ladder = STAGES["short"]
+    if run_config is not None and run_config.at_start:  # it had no use for these
+        settings |= {name: RunConfig.model_fields[name].default for name in ("criterion", "dense_epochs", "max_epochs")}
     settings |= {name: getattr(state, name) for name in (*SHARED, "candidates")}
     settings["method"] = "randomized"
     settings["stages"] = (*(stage for stage in ladder if stage < state.sparsity), state.sparsity)

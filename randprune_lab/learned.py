@@ -22,7 +22,8 @@ from randprune_lab.hooks import Hook
 
 FIRST_CHANCE = 0.9  # of every weight, before anything is learned
 TEMPERATURE = 0.5  # of the relaxation; smaller: closer to the hard mask, and a noisier gradient
-NUMBERS = 4  # kept for each weight besides itself: logit, its two moments, a copy of the weight during a step
+NUMBERS = 6  # for each weight besides itself: logit and its two moments; in a step copy, slope and gradient, too
+COLLAPSED = "the learned mask has collapsed in"  # how the sentence begins that says so
 
 
 class LearnedMask(Hook):
@@ -42,6 +43,7 @@ class LearnedMask(Hook):
         self.slopes: dict[str, Tensor] = {}
         self.drawn: dict[str, Tensor] = {}
         self.collapsed: set[str] = set()
+        self.density = self.undecided = torch.zeros(())
         self.said.append(
             f"the learned mask needs {NUMBERS} numbers more for each of {self.size:,} weights: "
             f"{NUMBERS * sum(weight.nbytes for weight in self.weights.values()) / 1e6:.3g} MB."
@@ -82,6 +84,9 @@ class LearnedMask(Hook):
             logit.grad = pull + gradient * weight * self.slopes[name]
             gradient.mul_(self.drawn[name])
         self.optimizer.step()
+        self.optimizer.zero_grad()  # nothing but logits and moments outlives a step
+        self.slopes.clear()
+        self.drawn.clear()
 
     def terms(self) -> dict[str, Tensor]:
         """Mean chance, which is the expected density, and how undecided the chances are (1: all one half)."""
@@ -99,7 +104,7 @@ class LearnedMask(Hook):
             if name not in self.collapsed and float(chance.max()) < 0.5:
                 self.collapsed.add(name)
                 self.said.append(
-                    f"the learned mask has collapsed in {name}: none of its {chance.numel():,} weights is more likely "
+                    f"{COLLAPSED} {name}: none of its {chance.numel():,} weights is more likely "
                     "kept than not. Lower mask_sparsity_weight, or train fewer epochs."
                 )
 

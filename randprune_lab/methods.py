@@ -83,17 +83,22 @@ METHODS: dict[str, Method] = {
         "each weight's chance to be kept is trained with the dense network; then as imp (arXiv 2312.01653)",
         hooks=_learned_mask,
     ),
-    "snip": Method("once, before training: what the loss feels most, |w dL/dw| (Lee et al. 2019, arXiv 1810.02340)"),
+    "snip": Method(
+        "once, before training: what the loss feels most, |w dL/dw|; published for global scope (Lee et al. 2019, "
+        "arXiv 1810.02340)"
+    ),
     "grasp": Method(
-        "once, before training: what keeps the gradient large, w * Hg (Wang et al. 2020, arXiv 2002.07376)"
+        "once, before training: what keeps the gradient large, w * Hg; published for global scope (Wang et al. 2020, "
+        "arXiv 2002.07376)"
     ),
     "synflow": Method(
-        "before training and without data, in 100 rounds: paths through all layers (Tanaka et al. 2020, arXiv "
-        "2006.05467)"
+        "before training and without data, in 100 rounds: paths through all layers; published for global scope (Tanaka "
+        "et al. 2020, arXiv 2006.05467)"
     ),
     "random": Method("once, before training, whatever chance says: what any other method must beat"),
     "set": Method(
-        "a random mask whose smallest weights give way to random others while it trains (Mocanu et al. 2018)",
+        "a random mask whose smallest weights give way to random others while it trains; published for densities erk "
+        "(Mocanu et al. 2018)",
         hooks=_regrow,
     ),
     "rigl": Method(

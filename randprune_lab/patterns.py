@@ -20,12 +20,12 @@ from randprune_lab.checks import check_option, check_power, check_reach, check_s
 from randprune_lab.histogram import magnitude_bins
 from randprune_lab.keepcurve import TIES, Ties
 from randprune_lab.sampling import (
-    _DRAWN_AT_ONCE,
+    DRAWN_AT_ONCE,
     SAMPLERS,
     Sampler,
-    _sampling_device,
     magnitude_mask,
     mask_sampler,
+    sampling_device,
 )
 
 UNSTRUCTURED = "unstructured"
@@ -243,7 +243,7 @@ def _group_draws(
         torch.where(magnitudes > 0, power * magnitudes.log(), power * _SMALLEST_LOG - 100) if power else 0 * magnitudes
     )
     logs.masked_fill_(outside, -math.inf)
-    at_once = max(1, _DRAWN_AT_ONCE // size)
+    at_once = max(1, DRAWN_AT_ONCE // size)
 
     def draw(generator: torch.Generator) -> Tensor:
         mask = torch.zeros_like(living)
@@ -264,7 +264,7 @@ def _group_draws(
 def _counted(logs: Tensor, kept: int, samples: int, generator: torch.Generator) -> Tensor:
     """How often each of the weights (groups, M) is in one of ``samples`` draws of ``kept`` from each group."""
     counts = torch.zeros_like(logs)
-    draws = max(1, _DRAWN_AT_ONCE // logs.numel())
+    draws = max(1, DRAWN_AT_ONCE // logs.numel())
     for start in range(0, samples, draws):
         shape = (min(draws, samples - start), *logs.shape)
         waiting = torch.empty(shape, dtype=torch.float64, device=logs.device).exponential_(generator=generator)
@@ -275,7 +275,7 @@ def _counted(logs: Tensor, kept: int, samples: int, generator: torch.Generator) 
 
 def _read(weight: Tensor, pattern: Pattern, alive: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weight and life, groups or blocks as rows, where random numbers have float64. NaN and the like are refused."""
-    device = _sampling_device(weight.device)
+    device = sampling_device(weight.device)
     values = weight.detach().to(device)
     living = (magnitude_bins(values, None if alive is None else alive.to(device)) > 0).view(weight.shape)
     return _as_rows(values, pattern), _as_rows(living, pattern)

@@ -4,7 +4,8 @@ SET: Mocanu et al. 2018 (Nature Communications 9:2383); RigL: Evci et al. 2020 (
 ``regrow_every`` steps a share of the kept weights, those of least magnitude, is dropped, and as many are grown: at
 random (SET), or where the loss has its largest gradients (RigL). The share follows RigL's cosine and
 is 0 after three quarters of training. Where ours differs: SET moves as often as RigL and by the same cosine (there:
-once an epoch, a fixed share), and the step that moves the mask updates the weights, too (RigL's does not).
+once an epoch, a fixed share), the step that moves the mask updates the weights, too (RigL's does not), and what trains
+is AdamW. Both are published with densities="erk", of which RigL has a form with a dense first layer, too.
 """
 
 from __future__ import annotations

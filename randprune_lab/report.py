@@ -16,7 +16,7 @@ from randprune_lab import charts, store
 from randprune_lab.benefit import benefit_sentences, read_benefit
 from randprune_lab.card import shown_name
 from randprune_lab.charts import accuracy, sparsity
-from randprune_lab.config import OBJECT, RunConfig
+from randprune_lab.config import DYNAMIC, OBJECT, RunConfig
 from randprune_lab.events import (
     CandidateScored,
     DenseFinished,
@@ -306,8 +306,10 @@ def _statements(run: _Run) -> list[str]:
     """What the numbers depend on, and what they do not say."""
     config, started = run.config, run.last(RunStarted)
     lines = [f"The run said: {event.text}" for event in run.all(Warned)]
-    if config.method != "randomized":
-        lines.append("Each stage had one mask: none was chosen by a score.")
+    if config.method in DYNAMIC:
+        lines.append(f"The mask moved while the network trained ({config.method}); the table says how much it kept.")
+    elif config.method != "randomized":
+        lines.append("Each stage had one mask: none was judged by a short training.")
     if config.select_on == "validation":
         lines.append(
             "Whatever was chosen (masks, best epochs) was chosen on the very split that is reported here as test "

@@ -26,7 +26,7 @@ SAMPLERS: tuple[Sampler, ...] = ("fast", "exact")
 
 SMALLEST_FAST = 1024  # below this many weights the closed form is too rough, and drawing is quick anyway
 _Lookup = Callable[[NDArray[np.float64]], Tensor]
-_DRAWN_AT_ONCE = 2**20  # numbers drawn in one go by the exact sampler
+DRAWN_AT_ONCE = 2**20  # numbers drawn in one go by the exact sampler
 
 
 def magnitude_mask(weight: Tensor, sparsity: float, *, alive: Tensor | None = None) -> Tensor:
@@ -114,7 +114,7 @@ def mask_sampler(
     check_option("method", method, SAMPLERS)
     check_option("ties", ties, TIES)
     check_weight(weight, alive)
-    device = _sampling_device(weight.device)
+    device = sampling_device(weight.device)
     flat = weight.detach().reshape(-1).to(device)
     bins = magnitude_bins(flat.view(weight.shape), None if alive is None else alive.to(device))
     histogram = MagnitudeHistogram.from_bins(bins)
@@ -183,7 +183,7 @@ def candidate_generator(
     """
     names = {"seed": seed, "stage": stage, "candidate": candidate}
     state = seed_of(*(check_whole(name, value) for name, value in names.items()), str(parameter))
-    return torch.Generator(_sampling_device(torch.device(device))).manual_seed(state)
+    return torch.Generator(sampling_device(torch.device(device))).manual_seed(state)
 
 
 def seed_of(*names: int | str) -> int:
@@ -192,7 +192,8 @@ def seed_of(*names: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1  # torch wants 63 bits
 
 
-def _sampling_device(device: torch.device) -> torch.device:
+def sampling_device(device: torch.device) -> torch.device:
+    """Where random numbers for ``device`` are drawn: in main memory where it has no float64 (MPS)."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
@@ -228,7 +229,7 @@ def _exact_draws(
         least = power * magnitudes[positive].min().log() - 100
         selection_logs = torch.where(positive, power * magnitudes.log(), least)
     by_magnitude = magnitudes.sort(descending=True, stable=True).indices if ties == "magnitude" else None
-    rows = max(1, _DRAWN_AT_ONCE // len(places))
+    rows = max(1, DRAWN_AT_ONCE // len(places))
 
     def draw(generator: torch.Generator) -> Tensor:
         drawn = torch.zeros_like(places)

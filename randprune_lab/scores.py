@@ -17,6 +17,7 @@ from randprune_lab.histogram import check_weight
 from randprune_lab.masks import Masks, apply_masks, flatten, kept, split, tensor_sparsities
 from randprune_lab.sampling import magnitude_mask, seed_of
 from randprune_lab.splits import Task
+from randprune_lab.training import Diverged
 
 # One's own: (the prunable weights by name, the model that they belong to, the task) -> the score of every weight, by
 # name. The model is a copy, in evaluation mode, and the weights are its own parameters, so that they can have
@@ -41,7 +42,8 @@ def stage_scores(
     if config.criterion == "magnitude":
         return {name: model.get_parameter(name).detach().clone() for name in alive}
     criterion = CRITERIA[config.criterion]
-    with _random_numbers(seed_of(config.seed, stage, "criterion")), torch.enable_grad():
+    device = next(iter(alive.values())).device
+    with _random_numbers(seed_of(config.seed, stage, "criterion"), device), torch.enable_grad():
         if criterion.rounds > 1:
             scores = _order_of_rounds(criterion, model, alive, task, config, stage)
         else:
@@ -65,7 +67,8 @@ def scores_of(
     model = copy.deepcopy(model).eval()
     weights = {name: model.get_parameter(name) for name in names}
     before = task.digest()
-    with _random_numbers(seed_of(seed, stage, "criterion")), torch.enable_grad():
+    device = next(iter(weights.values())).device
+    with _random_numbers(seed_of(seed, stage, "criterion"), device), torch.enable_grad():
         scores = criterion(weights, model, task)
     if task.digest() != before:
         raise ValueError("the criterion has changed the task's data. Work on a copy: task.train.inputs.clone().")
@@ -84,9 +87,13 @@ def _of_a_copy(criterion: BuiltIn, model: nn.Module, alive: Masks, task: Task, c
     apply_masks(model, alive)
     weights = {name: model.get_parameter(name) for name in alive}
     scores = criterion.score(Scene(weights, model, task, config, alive))
-    return {
-        name: _checked(name, scores[name].detach(), weight, signed=criterion.signed) for name, weight in weights.items()
-    }
+    for name, score in scores.items():
+        if not bool(torch.isfinite(score).all()):
+            raise Diverged(
+                f"criterion {config.criterion}: the scores of {name} are not finite. Lower the learning rate, or use "
+                "another criterion."
+            )
+    return {name: score.detach() for name, score in scores.items()}
 
 
 def _order_of_rounds(
@@ -139,9 +146,11 @@ def ranks(scores: Mapping[str, Tensor], alive: Masks, *, together: bool) -> dict
         return split(one, {name: score.shape for name, score in scores.items()})
     found = {}
     for name, score in scores.items():
-        rising = score[alive[name]].sort().values
-        place = torch.searchsorted(rising, score.contiguous(), right=True)
-        found[name] = torch.where(alive[name], place / max(len(rising), 1), 0.0)
+        lives = alive[name]
+        rising, order = score[lives].sort()
+        place = torch.searchsorted(rising, rising, right=True) / max(len(rising), 1)
+        found[name] = torch.zeros(score.shape, device=score.device)
+        found[name][lives] = torch.empty_like(place).index_copy_(0, order, place)
     return found
 
 
@@ -155,11 +164,11 @@ def near_one(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _random_numbers(seed: int) -> Iterator[None]:
+def _random_numbers(seed: int, device: torch.device) -> Iterator[None]:
     """Those of torch, numpy and Python begin at ``seed``, and are afterwards as they were."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002, somebody else's code may use it
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -169,7 +178,7 @@ def _random_numbers(seed: int) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _checked(name: str, score: object, weight: Tensor, *, signed: bool = False) -> Tensor:
+def _checked(name: str, score: object, weight: Tensor) -> Tensor:
     if not isinstance(score, Tensor) or score.shape != weight.shape or not score.is_floating_point():
         what = f"{score.dtype}, {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
         raise ValueError(
@@ -181,7 +190,7 @@ def _checked(name: str, score: object, weight: Tensor, *, signed: bool = False) 
     except ValueError as error:
         raise ValueError(f"the criterion's score of {name}: {error}") from None
     score = score.detach().to(weight.device)
-    if not bool(torch.isfinite(score).all()) or (not signed and bool((score < 0).any())):
+    if not bool(torch.isfinite(score).all()) or bool((score < 0).any()):
         raise ValueError(
             f"the criterion's score of {name} has negative, infinite or NaN values: weights are drawn with "
             "probability score**T, and the largest are kept. Return abs() of it, or its ranks."

@@ -94,7 +94,10 @@ def numbers(event: Event) -> dict[str, float]:
     """What of an event is logged, by name; nothing of most kinds."""
     values: dict[str, float] = {}
     if isinstance(event, EpochFinished):
-        terms = {f"loss_{name}": value for name, value in event.terms.items()}
+        terms = {
+            name.replace(" ", "_") if name.startswith("mask") else f"loss_{name}": value
+            for name, value in event.terms.items()
+        }
         values = {"loss": event.loss, "learning_rate": event.learning_rate, "stage": event.stage, **terms}
     elif isinstance(event, CandidateScored):
         values = {"ir": event.ir, "swapped": event.swapped, "stage": event.stage, "candidate": event.candidate}

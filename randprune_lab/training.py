@@ -160,7 +160,7 @@ class Phase:
         self.masks = dict(masks)  # a method may move them
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.hooks = list(session.hooks(self))
-        self.smoothing = session.config.label_smoothing if name == "fine-tuning" else 0.0
+        self.label_smoothing = session.config.label_smoothing if name == "fine-tuning" else 0.0
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=learning_rate(0), weight_decay=session.config.weight_decay, fused=True
         )
@@ -195,7 +195,7 @@ class Phase:
                 around.enter_context(hook.forward(step))
             with session.accelerator.autocast():
                 seen = features(self.model, batch, **wanted(config)) if taught else features(self.model, batch)
-                terms = loss_terms(seen, taught, batch, labels, config, label_smoothing=self.smoothing)
+                terms = loss_terms(seen, taught, batch, labels, config, label_smoothing=self.label_smoothing)
                 loss = total(terms, config, dense=self.name == "dense")
             session.accelerator.backward(loss)
         for hook in self.hooks:

@@ -118,8 +118,10 @@ def _branch_ends(model: nn.Module) -> Iterator[nn.Module]:
             layers = [module for child in branch for module in child.modules() if _is_matrix(module) or _scales(module)]
             yield from layers[-1:]
     for block in _transformer_blocks(model):
-        matrices = [module for module in block.modules() if _is_matrix(module)]
-        yield from (matrices[-3], matrices[-1])  # ..., attention's output, and the feed-forward part's two
+        named = [(name, module) for name, module in block.named_modules() if _is_matrix(module)]
+        gates = [at for at, (name, _) in enumerate(named) if "gate" in name]  # a third matrix of the feed-forward part
+        forward = gates[0] if gates else len(named) - 2
+        yield from (named[forward - 1][1], named[-1][1])  # attention's output, and the feed-forward part's
 
 
 def _is_residual(module: nn.Module) -> bool:

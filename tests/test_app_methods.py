@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from randprune_lab.config import METHODS
+from randprune_lab.config import METHOD_NAMES as METHODS
 from randprune_lab.contrast import QUESTIONS, Pick, overlaps
 from randprune_lab.criteria import CRITERIA
 

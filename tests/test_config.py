@@ -5,7 +5,7 @@ import json
 import pydantic
 import pytest
 
-from randprune_lab.config import METHODS, RunConfig, controls
+from randprune_lab.config import METHOD_NAMES, RunConfig, controls
 from randprune_lab.engine import prune
 from randprune_lab.schedules import STAGES
 
@@ -231,7 +231,7 @@ def test_controls():
     found = controls(config)
     assert set(found) == {"imp", "imp-matched", "randomized-no-selection"}
     for name, control in found.items():
-        assert control.method in METHODS
+        assert control.method in METHOD_NAMES
         assert control.control == name
         # what decides the dense weights, the data and the schedule is shared
         shared = {"task", "model", "stages", "seed", "dense_epochs", "learning_rate", "batch_size", "group", "scope"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small import tiny, tiny_model, tiny_task
 from torch import nn
 
-from randprune_lab.config import CRITERIA as NAMES
+from randprune_lab.config import CRITERION_NAMES as NAMES
 from randprune_lab.config import OBJECT
 from randprune_lab.criteria import (
     BATCHES,

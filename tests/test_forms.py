@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from randprune_lab import cli, forms
-from randprune_lab.config import PRESETS, Control, RunConfig, controls
+from randprune_lab.config import METHOD_NAMES, PRESETS, Control, RunConfig, controls
 from randprune_lab.estimate import in_bytes, in_time
 from randprune_lab.schedules import STAGES
 from randprune_lab.state import ExploreState
@@ -93,9 +93,14 @@ def test_only_what_rules_counts():
         ("target_ir", {"samples", "target_ir"}),
     ):
         counted = {name for name in forms.ONLY if forms.counts(name, {"randomness": randomness})}
-        assert counted == expected
+        assert counted == expected | {"criterion"}
     assert forms.counts("samples", {})  # the default is fixed
     assert forms.counts("power", {})
+    learned = {"mask_sparsity_weight", "mask_binary_weight", "mask_learning_rate"}
+    moved = {"regrow_every", "regrow_share"}
+    for method, expected in (("imp", {"criterion"}), ("learned-mask", learned | {"criterion"}), ("snip", set())):
+        assert {name for name in forms.ONLY if forms.counts(name, {"method": method})} == expected | {"samples"}
+    assert {name for name in forms.ONLY if forms.counts(name, {"method": "rigl"})} == moved | {"samples"}
 
 
 # ---- presets
@@ -356,3 +361,12 @@ def test_sizes():
         "1.4 GB",
         "3,000 TB",
     ]
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_run_from_explore_begins_with_a_trained_network(method):
+    state = ExploreState(model="runs/x", sparsity=0.9)
+    config = forms.parse(forms.seen(state, run_config=RunConfig(method=method)))
+    assert (config.method, config.criterion) == ("randomized", "magnitude")
+    assert config.dense_epochs > 0
+    assert config.max_epochs == RunConfig().max_epochs

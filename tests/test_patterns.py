@@ -281,9 +281,9 @@ def test_the_law_holds_with_every_setting(case):
 
 
 def test_the_law_holds_in_pieces(monkeypatch):
-    monkeypatch.setattr(patterns, "_DRAWN_AT_ONCE", 1000)  # 250 groups of 4 at a time, and one draw
+    monkeypatch.setattr(patterns, "DRAWN_AT_ONCE", 1000)  # 250 groups of 4 at a time, and one draw
     check_law(WEIGHTS, samples=3)
-    monkeypatch.setattr(patterns, "_DRAWN_AT_ONCE", 2)  # less than a group
+    monkeypatch.setattr(patterns, "DRAWN_AT_ONCE", 2)  # less than a group
     check_law(WEIGHTS, samples=3, many=2000)
 
 

@@ -136,7 +136,7 @@ def test_selection_on_validation_is_called_optimistic(tmp_path):
 def test_plain_masks_have_no_candidates_and_no_samples(pair):
     page = write_report(pair[1]).read_text()
     assert "No candidates were compared" in page
-    assert "none was chosen by a score" in page
+    assert "none was judged by a short training" in page
     assert cells(page, ["2", "0.9375 (16.0x)"])[1:5] == ["plain mask", "0.0000", "0.0 %", "-"]
     assert page.count("<svg") == 2
 
