@@ -12,7 +12,9 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -31,6 +33,8 @@ from randprune_lab.sampling import candidate_generator, magnitude_mask, mask_sam
 from randprune_lab.schedules import samples_for_ratio
 from randprune_lab.training import using_threads
 
+Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
 SHAPE = (768, 3072)  # the larger matrices of BERT-base
 SPARSITY = 0.9375
 SAMPLING_RATIO = 5e-5
@@ -246,11 +250,7 @@ def claims_table(
         for varied in [base.model_copy(update={"max_epochs": budget, "seed": seed})]
         for name, config in {RANDOMIZED: varied, **controls(varied)}.items()
     }
-    found: dict[tuple[int, int, str], list[float]] = {}
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for done, (key, accuracies) in enumerate(pool.imap_unordered(_accuracies, jobs.items()), start=1):
-            found[key] = accuracies
-            tell(done, len(jobs))
+    found = in_processes(_accuracies, jobs, processes, tell)
     methods = [RANDOMIZED, *controls(base)]
     claims = []
     for budget in epochs:
@@ -270,10 +270,29 @@ def claims_table(
     return claims
 
 
-def _accuracies(job: tuple[tuple[int, int, str], RunConfig]) -> tuple[tuple[int, int, str], list[float]]:
-    """Test accuracy after each stage of one run, in a process of its own."""
-    key, config = job
-    return key, [event.test.metric for event in prune(config) if isinstance(event, StageFinished)]
+def in_processes(
+    work: Callable[[RunConfig], Result],
+    jobs: Mapping[Key, RunConfig],
+    processes: int,
+    tell: Callable[[int, int], object],
+) -> dict[Key, Result]:
+    """What ``work`` makes of each job, in processes of their own; ``tell`` hears how many are done.
+
+    Raises:
+        BrokenProcessPool: one of them was killed, as for want of memory.
+    """
+    found = {}
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(work, config): key for key, config in jobs.items()}
+        for done, future in enumerate(as_completed(waiting), start=1):
+            found[waiting[future]] = future.result()
+            tell(done, len(jobs))
+    return found
+
+
+def _accuracies(config: RunConfig) -> list[float]:
+    """Test accuracy after each stage of one run."""
+    return [event.test.metric for event in prune(config) if isinstance(event, StageFinished)]
 
 
 def mean_and_half_width(differences: NDArray[np.float64]) -> tuple[float, float]:

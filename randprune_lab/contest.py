@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from randprune_lab.bench import mean_and_half_width
+from randprune_lab.bench import in_processes, mean_and_half_width
 from randprune_lab.checks import check_option
 from randprune_lab.config import RunConfig, preset
 from randprune_lab.engine import prune
@@ -61,6 +60,7 @@ class Entry:
         ahead: of magnitude, paired by seed: mean and half width; None where there is nothing to compare.
         diverged, collapsed: runs whose loss became infinite, and runs in which a learned mask gave up a tensor.
         seconds: CPU time of a run, the mean.
+        refused: why the model or the data cannot take this row; empty: they can.
     """
 
     row: str
@@ -72,6 +72,7 @@ class Entry:
     diverged: int
     collapsed: int
     seconds: float
+    refused: str = ""
 
 
 def contest_base(task: str, **changes: Any) -> RunConfig:
@@ -117,7 +118,7 @@ def contest(
     Runs are spread over ``processes``, each with ``base.threads`` threads.
 
     Raises:
-        ValueError: there is no such row, or a run cannot be made.
+        ValueError: there is no such row, or not one run can be made.
     """
     for row in rows:
         check_option("row", row, ROWS)
@@ -127,11 +128,9 @@ def contest(
         for density in (densities if row != DENSE else (1.0,))
         for seed in range(seeds)
     }
-    found: dict[tuple[str, float, int], _Result] = {}
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for done, (key, result) in enumerate(pool.imap_unordered(_run, jobs.items()), start=1):
-            found[key] = result
-            tell(done, len(jobs))
+    found = in_processes(_run, jobs, processes, tell)
+    if all(result.refused for result in found.values()):
+        raise ValueError(next(iter(found.values())).refused)
     return [_entry(row, density, found, seeds) for row in rows for density in (densities if row != DENSE else (1.0,))]
 
 
@@ -140,12 +139,12 @@ class _Result:
     accuracy: float | None
     collapsed: bool
     seconds: float
+    refused: str = ""
 
 
-def _run(job: tuple[tuple[str, float, int], RunConfig]) -> tuple[tuple[str, float, int], _Result]:
-    """One run, in a process of its own."""
-    key, config = job
-    begun, accuracy, collapsed = time.process_time(), None, False
+def _run(config: RunConfig) -> _Result:
+    """One run."""
+    begun, accuracy, collapsed, refused = time.process_time(), None, False, ""
     try:
         for event in prune(config):
             collapsed |= isinstance(event, Warned) and COLLAPSED in event.text
@@ -154,7 +153,9 @@ def _run(job: tuple[tuple[str, float, int], RunConfig]) -> tuple[tuple[str, floa
                 break  # its last stage: the network would be scored once more
     except Diverged:
         pass
-    return key, _Result(accuracy, collapsed, time.process_time() - begun)
+    except ValueError as error:
+        refused = str(error)
+    return _Result(accuracy, collapsed, time.process_time() - begun, refused)
 
 
 def _entry(row: str, density: float, found: Mapping[tuple[str, float, int], _Result], seeds: int) -> Entry:
@@ -176,9 +177,10 @@ def _entry(row: str, density: float, found: Mapping[tuple[str, float, int], _Res
         mean,
         half,
         ahead,
-        sum(result.accuracy is None for result in ours),
+        sum(result.accuracy is None and not result.refused for result in ours),
         sum(result.collapsed for result in ours),
         seconds,
+        ours[0].refused,
     )
 
 

@@ -297,11 +297,13 @@ def print_contest(base: RunConfig, seeds: int, entries: list[Entry]) -> None:
         "± half the width of the 95 % t interval. - magn.: ahead of magnitude, paired by seed. s: CPU seconds of a "
         "run. ! a run diverged, * a learned mask gave up a tensor."
     )
+    for row, why in {entry.row: entry.refused for entry in entries if entry.refused}.items():
+        say(f"{row}, refused: {why}")
 
 
 def _accuracy(entry: Entry | None) -> str:
     if entry is None or entry.mean is None:
-        return "diverged" if entry else ""
+        return "" if entry is None else "refused" if entry.refused else "diverged"
     half = "" if entry.half is None else f" ± {100 * entry.half:.1f}"
     return f"{100 * entry.mean:.1f}{half}{'!' * bool(entry.diverged)}{'*' * bool(entry.collapsed)}"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 
 # Before torch is imported: two torch processes on few cores would spin against each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -68,6 +69,14 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("RANDPRUNE_TEST_DATA is not set: it names the folder with the real data and models")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _main_module():
+    """Streamlit's AppTest leaves its page behind as the main module, which every process of a pool would import."""
+    before = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = before
 
 
 @pytest.fixture

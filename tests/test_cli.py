@@ -176,8 +176,8 @@ def test_claims_pair_the_methods_by_seed():
     rows = bench.claims_table(seeds=2, epochs=(1, 2), base=base, tell=lambda done, of: heard.append((done, of)))
     assert [(row.epochs, row.sparsity) for row in rows] == [(1, 0.5), (1, 0.98), (2, 0.5), (2, 0.98)]
     assert heard[-1] == (16, 16)
-    _, first = bench._accuracies((("", 0, ""), base.model_copy(update={"max_epochs": 1, "seed": 0})))
-    _, second = bench._accuracies((("", 1, ""), base.model_copy(update={"max_epochs": 1, "seed": 1})))
+    first = bench._accuracies(base.model_copy(update={"max_epochs": 1, "seed": 0}))
+    second = bench._accuracies(base.model_copy(update={"max_epochs": 1, "seed": 1}))
     for row, one, two in zip(rows[:2], first, second, strict=True):
         assert row.means["randomized"] == pytest.approx((one + two) / 2)
         for other, (mean, half) in row.differences.items():

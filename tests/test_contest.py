@@ -95,6 +95,20 @@ def test_what_diverged_and_what_collapsed_is_counted():
     assert math.isfinite(collapsed.seconds)
 
 
+def test_what_a_model_cannot_take_is_left_out_and_the_reason_said(capsys, monkeypatch):
+    base = contest_base("digits", model="tiny-vit", **SMALL)
+    rows = [MAGNITUDE, "SynFlow"]
+    entries = contest(base, rows=rows, densities=[0.5], seeds=1, processes=1)
+    assert [bool(entry.refused) for entry in entries] == [False, True]
+    assert entries[0].mean is not None
+    assert (entries[1].diverged, entries[1].mean) == (0, None)
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal.print_contest(base, 1, entries)
+    assert "SynFlow, refused: synflow: ViTForImageClassification" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"synflow: ViT.*'snip' instead"):
+        contest(base, rows=["SynFlow"], densities=[0.5], seeds=1, processes=1)
+
+
 def test_the_table_tells_all_of_it(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     entries = [

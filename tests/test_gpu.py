@@ -14,6 +14,7 @@ from randprune_lab import (
     magnitude_mask,
     mask_sampler,
 )
+from randprune_lab.methods import METHODS
 
 pytestmark = pytest.mark.gpu
 
@@ -107,3 +108,16 @@ def test_a_step_in_steady_state_never_waits_for_the_gpu(distilled):
             phase.step(5 + step, batch, labels, taught)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("criterion", ["magnitude", "grasp", "learned-mask"])
+def test_every_method_is_exact_and_repeats_itself(method, criterion):
+    config = small(method=method, device="cuda", deterministic=True, soft_activations=True, soft_skips=True)
+    if not config.at_start:
+        config = config.model_copy(update={"criterion": criterion})
+    one, two = (checkpoints(config) for _ in range(2))
+    masks = [tensor for name, tensor in one[-1].tensors.items() if name.startswith("mask.")]
+    assert len(masks) == 3
+    for name, tensor in one[-1].tensors.items():
+        assert torch.equal(tensor, two[-1].tensors[name]), name

@@ -80,15 +80,16 @@ def printed(cell: nbformat.NotebookNode) -> str:
 
 
 def scroll_to_panel(page) -> None:
-    """JupyterLab draws the cells that are in sight, and no others."""
-    until = time.monotonic() + 180
+    """JupyterLab draws the cells that are in sight, and no others: a slow machine is given more time at each look."""
+    pause, until = 300, time.monotonic() + 240
     while not page.locator(".rp-root").count():
         assert time.monotonic() < until, "there is no panel"
-        page.locator(".jp-WindowedPanel-outer:visible").evaluate(
+        at_end = page.locator(".jp-WindowedPanel-outer:visible").evaluate(
             "(panel) => { const before = panel.scrollTop; panel.scrollBy(0, 500);"
-            " if (panel.scrollTop <= before) panel.scrollTop = 0; }"
+            " const end = panel.scrollTop <= before; if (end) panel.scrollTop = 0; return end; }"
         )
-        page.wait_for_timeout(300)
+        pause = min(pause * 2, 3000) if at_end else pause
+        page.wait_for_timeout(pause)
     page.locator(".rp-root").first.scroll_into_view_if_needed()
 
 
