@@ -88,8 +88,10 @@ def test_each_preset_draws_and_parses(opened, preset):
     assert box(test, "preset").value == preset
     assert not test.error
     assert asked_for(test) == forms.parse(forms.PRESETS[preset][1])
-    assert test.code[0].value == "\n".join(forms.as_commands(forms.batch(asked_for(test), ["imp-matched"])))
-    assert start_button(test).label == "Start 2 runs"
+    beside = [name for name in forms.fitting_controls(asked_for(test)) if name == "imp-matched"]
+    assert beside == (["imp-matched"] if asked_for(test).method == "randomized" else [])
+    assert test.code[0].value == "\n".join(forms.as_commands(forms.batch(asked_for(test), beside)))
+    assert start_button(test).label == ("Start 2 runs" if beside else "Start")
 
 
 def test_every_setting_has_a_box(opened):

@@ -66,13 +66,17 @@ def run_all(page) -> None:
     until = time.monotonic() + 60
     while not started.count():
         assert time.monotonic() < until, "no cell runs"
-        page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
-        page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
-        page.wait_for_timeout(1000)
-        asks = page.locator(".jp-Dialog:visible .jp-mod-accept")
-        if asks.count():
-            asks.click()
-            page.wait_for_timeout(2000)
+        ask_to_run(page)
+
+
+def ask_to_run(page) -> None:
+    page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+    page.wait_for_timeout(1000)
+    asks = page.locator(".jp-Dialog:visible .jp-mod-accept")
+    if asks.count():
+        asks.click()
+        page.wait_for_timeout(2000)
 
 
 def printed(cell: nbformat.NotebookNode) -> str:
@@ -80,15 +84,22 @@ def printed(cell: nbformat.NotebookNode) -> str:
 
 
 def scroll_to_panel(page) -> None:
-    """JupyterLab draws the cells that are in sight, and no others: a slow machine is given more time at each look."""
+    """JupyterLab draws the cells that are in sight, and no others: it gets more time at each look from top to end.
+
+    A widget that was made before JupyterLab knew the kernel's widgets is never drawn; a student runs the cells again.
+    """
     pause, until = 300, time.monotonic() + 240
     while not page.locator(".rp-root").count():
-        assert time.monotonic() < until, "there is no panel"
+        outputs = page.locator(".jp-OutputArea-output:visible").all_inner_texts
+        assert time.monotonic() < until, f"there is no panel, but {outputs()}"
         at_end = page.locator(".jp-WindowedPanel-outer:visible").evaluate(
             "(panel) => { const before = panel.scrollTop; panel.scrollBy(0, 500);"
             " const end = panel.scrollTop <= before; if (end) panel.scrollTop = 0; return end; }"
         )
-        pause = min(pause * 2, 3000) if at_end else pause
+        if at_end:
+            pause = min(pause * 2, 3000)
+            if pause == 1200:
+                ask_to_run(page)
         page.wait_for_timeout(pause)
     page.locator(".rp-root").first.scroll_into_view_if_needed()
 
