@@ -23,6 +23,7 @@ from randprune_lab.sampling import (
     DRAWN_AT_ONCE,
     SAMPLERS,
     Sampler,
+    check_generator,
     magnitude_mask,
     mask_sampler,
     sampling_device,
@@ -215,11 +216,7 @@ def pattern_sampler(
         draw = lambda generator: blocks(generator)[:, None] & living
 
     def one_mask(generator: torch.Generator) -> Tensor:
-        if not isinstance(generator, torch.Generator) or generator.device.type != rows.device.type:
-            raise ValueError(
-                f"generator = {generator} on {getattr(generator, 'device', None)}: must be a torch.Generator on "
-                f"{rows.device}. Pass candidate_generator(seed, stage, candidate, parameter, weight.device)."
-            )
+        check_generator(generator, rows.device)
         return _as_weight(draw(generator), weight.shape, pattern).to(weight.device)
 
     return one_mask

@@ -133,11 +133,7 @@ def mask_sampler(
         draw = _fast_draws(flat, bins, support, curve)
 
     def one_mask(generator: torch.Generator) -> Tensor:
-        if not isinstance(generator, torch.Generator) or generator.device.type != device.type:
-            raise ValueError(
-                f"generator = {generator} on {getattr(generator, 'device', None)}: must be a torch.Generator on "
-                f"{device}. Pass candidate_generator(seed, stage, candidate, parameter, weight.device)."
-            )
+        check_generator(generator, device)
         return draw(generator).view(weight.shape).to(weight.device)
 
     return one_mask
@@ -190,6 +186,15 @@ def seed_of(*names: int | str) -> int:
     """A seed that is a function of its arguments alone: the same on every machine and in every process."""
     digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1  # torch wants 63 bits
+
+
+def check_generator(generator: torch.Generator, device: torch.device) -> None:
+    """Random numbers come from a generator that lives where they are needed."""
+    if not isinstance(generator, torch.Generator) or generator.device.type != device.type:
+        raise ValueError(
+            f"generator = {generator} on {getattr(generator, 'device', None)}: must be a torch.Generator on "
+            f"{device}. Pass candidate_generator(seed, stage, candidate, parameter, weight.device)."
+        )
 
 
 def sampling_device(device: torch.device) -> torch.device:
