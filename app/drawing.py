@@ -34,18 +34,29 @@ NUMBERS = {
 
 def draw(make: Callable[..., alt.TopLevelMixin], *arguments: Any) -> None:
     """The chart that ``make`` makes of plain values, in the theme of the page, as wide as there is room."""
-    spec = json.loads(_specification(make, json.dumps(arguments), dark=is_dark()))
+    _show(json.loads(_specification(make, json.dumps(arguments), dark=is_dark())))
+
+
+def draw_chart(chart: alt.TopLevelMixin) -> None:
+    """A chart that is there, in the theme of the page, as wide as there is room."""
+    _show(_fitted(charts.specification(chart, dark=is_dark())))
+
+
+def _show(spec: dict[str, Any]) -> None:
     st.vega_lite_chart(spec, theme=None, width="stretch")
 
 
 @functools.lru_cache(maxsize=256)
 def _specification(make: Callable[..., alt.TopLevelMixin], arguments: str, *, dark: bool) -> str:
     """A page that is drawn anew every second makes a chart anew only when its numbers have changed."""
-    spec = charts.specification(make(*json.loads(arguments)), dark=dark)
+    return json.dumps(_fitted(charts.specification(make(*json.loads(arguments)), dark=dark)))
+
+
+def _fitted(spec: dict[str, Any]) -> dict[str, Any]:
     spec["title"] = textwrap.wrap(spec["title"], TITLE)
     if isinstance(spec.get("height"), int):  # here it is that of the whole picture
         spec["height"] += AROUND
-    return json.dumps(spec)
+    return spec
 
 
 def download(label: str, make: Callable[[], str | bytes], name: str, mime: str) -> None:

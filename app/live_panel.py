@@ -28,12 +28,25 @@ SAID = 200  # queries that are remembered
 # cleanup of an earlier call though the place lives on: what counts is whether it is still in the document.
 ADAPTER = """
 const mounted = new WeakMap();
+// Streamlit takes a question of a page that is being left for a wish to go back, and empties the next page.
+const leads = (event) => {
+  if (event.target.closest?.("[class*=st-key-leaves] button:enabled")) return true;
+  const link = event.target.closest?.("a[href]");
+  const elsewhere = event.ctrlKey || event.metaKey || event.shiftKey; // a tab or window of its own
+  if (!link || link.download || link.target === "_blank" || elsewhere) return false;
+  return new URL(link.href).pathname !== location.pathname;
+};
 export default function ({ data, setStateValue, parentElement }) {
   const held = mounted.get(parentElement) ?? { root: document.createElement("div"), has: {}, path: location.pathname };
-  held.ask = (question) => setStateValue("asked", { ...question, has: { ...held.has } });
+  held.ask = (question) => {
+    if (held.left || location.pathname !== held.path) return;
+    setStateValue("asked", { ...question, has: { ...held.has } });
+  };
   if (!held.panel) {
     mounted.set(parentElement, held);
     parentElement.appendChild(held.root);
+    held.watch = (event) => { held.left ||= leads(event); };
+    document.addEventListener("click", held.watch, true);
     held.panel = mount(held.root, (question) => held.ask(question), data.options);
   }
   for (const part of data.parts) {
@@ -53,6 +66,7 @@ export default function ({ data, setStateValue, parentElement }) {
   return () => setTimeout(() => {
     if (held.root.isConnected) return;
     clearTimeout(held.timer);
+    document.removeEventListener("click", held.watch, true);
     held.panel.destroy();
     mounted.delete(parentElement);
   });

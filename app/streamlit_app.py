@@ -17,6 +17,7 @@ TITLES = {
     "run": ("Run", ":material/play_circle:"),
     "history": ("History", ":material/history:"),
     "compare": ("Compare", ":material/compare_arrows:"),
+    "studies": ("Studies", ":material/science:"),
     "learn": ("Learn", ":material/school:"),
     "methods": ("Methods", ":material/content_cut:"),
     "about": ("About", ":material/info:"),

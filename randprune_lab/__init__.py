@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from randprune_lab.splits import Split, Task
     from randprune_lab.state import ExploreState
     from randprune_lab.store import last_checkpoint, record, story
+    from randprune_lab.study_handle import study
     from randprune_lab.widgets import explore
 
 # Loaded on first use: the command line sets OMP_WAIT_POLICY before torch is imported, and ``--help`` need not wait.
@@ -52,6 +53,7 @@ _ROOMS = {
     "record": "store",
     "last_checkpoint": "store",
     "story": "store",
+    "study": "study_handle",
 }
 
 __all__ = [
@@ -81,6 +83,7 @@ __all__ = [
     "samples_for_ir",
     "samples_for_ratio",
     "story",
+    "study",
 ]
 
 

@@ -38,8 +38,8 @@ def facts(places: Places) -> list[dict[str, str]]:
 def offline(places: Places) -> list[dict[str, str]]:
     """What can be run without a network, a row each: what, at hand ("yes", "no"), why. Nothing is fetched."""
     rows = [
-        ("task digits, models mlp and tiny-vit", True, "come with scikit-learn, and are made here"),
-        ("task sentences, model tiny-bert", True, "generated and made here"),
+        ("task digits, models mlp, tiny-cnn and tiny-vit", True, "come with scikit-learn, and are made here"),
+        ("task sentences, models tiny-bert and tiny-gpt2", True, "generated and made here"),
         ("GLUE", *_glue(places)),
     ]
     rows += [(f"model {name}", True, "in the Hub's cache") for name in sorted(_cached("model"))]

@@ -6,15 +6,14 @@ not. Start the process with OMP_WAIT_POLICY=PASSIVE (the command line does), or 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import math
-import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import psutil
@@ -29,12 +28,11 @@ from randprune_lab.engine import prune
 from randprune_lab.events import StageFinished
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.keepcurve import KeepCurve
+from randprune_lab.processes import in_processes
 from randprune_lab.sampling import candidate_generator, magnitude_mask, mask_sampler, random_mask
 from randprune_lab.schedules import samples_for_ratio
 from randprune_lab.training import using_threads
 
-Key = TypeVar("Key", bound=Hashable)
-Result = TypeVar("Result")
 SHAPE = (768, 3072)  # the larger matrices of BERT-base
 SPARSITY = 0.9375
 SAMPLING_RATIO = 5e-5
@@ -161,23 +159,31 @@ def _extra_memory(device: torch.device) -> float:
         _one_mask(weight)
         return (torch.cuda.max_memory_allocated(device) - before) / weight.nbytes
     _one_mask(weight[:1])  # what is loaded once does not count
+    return extra_memory(lambda: _one_mask(weight)) / weight.nbytes
+
+
+def extra_memory(work: Callable[[], object]) -> int:
+    """Bytes that this process holds at the peak of ``work`` beyond what it held before; looked at every 0.5 ms."""
     process, finished = psutil.Process(), threading.Event()
+    # What earlier work left with glibc would be taken first, and not be seen; other C libraries keep less at hand.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
     before = peak = process.memory_info().rss
 
     def watch() -> None:
         nonlocal peak
-        while not finished.is_set():  # every large block lives for many milliseconds
+        while not finished.is_set():
             peak = max(peak, process.memory_info().rss)
             finished.wait(0.0005)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        _one_mask(weight)
+        work()
     finally:
         finished.set()
         watcher.join()
-    return (peak - before) / weight.nbytes
+    return peak - before
 
 
 def _one_mask(weight: Tensor) -> None:
@@ -268,26 +274,6 @@ def claims_table(
                 )
             )
     return claims
-
-
-def in_processes(
-    work: Callable[[RunConfig], Result],
-    jobs: Mapping[Key, RunConfig],
-    processes: int,
-    tell: Callable[[int, int], object],
-) -> dict[Key, Result]:
-    """What ``work`` makes of each job, in processes of their own; ``tell`` hears how many are done.
-
-    Raises:
-        BrokenProcessPool: one of them was killed, as for want of memory.
-    """
-    found = {}
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(work, config): key for key, config in jobs.items()}
-        for done, future in enumerate(as_completed(waiting), start=1):
-            found[waiting[future]] = future.result()
-            tell(done, len(jobs))
-    return found
 
 
 def _accuracies(config: RunConfig) -> list[float]:

@@ -168,10 +168,10 @@ def _settings(config: RunConfig, started: RunStarted) -> str:
     if config.method.startswith("randomized"):
         names += ["candidates", "randomness", *_randomness(config), "reach", "ties"]
     if config.method == "randomized":
-        names += ["emep_epochs", "emep_steps", "emep_learning_rate"]
+        names += ["emep_epochs", "emep_steps", "emep_learning_rate", *(["racing"] if config.racing else [])]
     names += ["dense_epochs", "max_epochs", "max_steps_per_epoch", "patience", "learning_rate", "weight_decay"]
     names += ["batch_size"] if config.task in ("digits", *HUB) else ["batch_size", "max_length"]
-    names += ["augment", "augment_model", "unlabelled", "teacher", "layer_map", "select_on"]
+    names += ["augment", "augment_model", "unlabelled", "teacher", "layer_map", "select_on", "selection_rows"]
     if config.distils:
         names += [name for name in RunConfig.model_fields if name.endswith("_weight") and name not in SELDOM]
         names += ["temperature"]
@@ -188,7 +188,7 @@ def _settings(config: RunConfig, started: RunStarted) -> str:
 
 def _randomness(config: RunConfig) -> list[str]:
     """What says how random: samples and power, or what they were found from."""
-    if config.randomness == "target_ir":
+    if config.target_ir is not None:
         return ["target_ir", "samples"]
     return ["samples" if config.randomness == "fixed" else "sampling_ratio", "power"]
 

@@ -36,7 +36,7 @@ _RUNGS = {  # by winner: name, color, shape
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
-Framed = TypeVar("Framed", alt.LayerChart, alt.VConcatChart)
+Framed = TypeVar("Framed", alt.LayerChart, alt.VConcatChart, alt.ConcatChart)
 
 
 def to_svg(chart: alt.TopLevelMixin) -> str:

@@ -33,6 +33,9 @@ _RULES = {
     "string_type": "must be a text",
     "string_too_long": "must be a text of at most {max_length:,} characters",
     "tuple_type": "must be a list with commas",
+    "list_type": "must be a list, as [1, 2]",
+    "dict_type": "must be a table, values by name",
+    "string_pattern_mismatch": "must match {pattern}",
     "too_long": "must be a list of at most {max_length:,}",
     "missing": "has too few parts",
     "json_invalid": "must be JSON, but is not",
@@ -120,6 +123,8 @@ def check_reach(reach: float | None) -> float | None:
 def check_option(name: str, value: str, options: Iterable[Option]) -> Option:
     """One of the named options; an unknown one is refused with the nearest valid one."""
     valid = {str(option): option for option in options}
+    if not valid:
+        raise ValueError(f"{name} = {value!r}: unknown, and there is none to choose from. Leave it out.")
     if not isinstance(value, str) or value not in valid:
         near = difflib.get_close_matches(str(value), valid, n=1, cutoff=0.0)[0]
         raise ValueError(f"{name} = {value!r}: unknown. Did you mean {near!r}? Valid: {', '.join(valid)}.")

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from randprune_lab.cli_bench import bench, methods
+from randprune_lab.cli_scale import mask
+from randprune_lab.cli_study import study
 from randprune_lab.terminal import (
     USAGE_ERROR,
     Display,
@@ -41,7 +43,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from randprune_lab.config import RunConfig
-    from randprune_lab.events import Event
+    from randprune_lab.events import Checkpoint, Event
     from randprune_lab.status import Status
 
 
@@ -51,7 +53,12 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign gets a question mark
     try:
-        sys.exit(_app()(standalone_mode=False, args=sys.argv[1:] or ["--help"]))
+        code = _app()(standalone_mode=False, args=sys.argv[1:] or ["--help"])
+        if "LOCAL_RANK" in os.environ:  # one of several processes
+            from randprune_lab import ranks
+
+            ranks.end()
+        sys.exit(code)
     except (KeyboardInterrupt, typer.Abort):
         complain(RuntimeError("stopped."))
         sys.exit(130)
@@ -74,7 +81,22 @@ def _app() -> typer.Typer:
         help="A lab for randomized iterative magnitude pruning (arXiv 2310.13183).",
     )
     commands.command("run", help=_RUN_HELP)(_run_command() if sys.argv[1:2] == ["run"] else lambda: None)
-    for command in (resume, stop, runs, report, explore, app, lab, notebooks, pack, unpack, bench, methods):
+    for command in (
+        resume,
+        stop,
+        runs,
+        report,
+        explore,
+        app,
+        lab,
+        notebooks,
+        pack,
+        unpack,
+        mask,
+        bench,
+        methods,
+        study,
+    ):
         commands.command()(command)
     return commands
 
@@ -90,6 +112,7 @@ _Track = Annotated[str, typer.Option(help="Log to tensorboard, mlflow, trackio o
 def _run_command() -> Callable[..., None]:
     """``run`` with an option for every field of RunConfig; made only when asked for, since that imports torch."""
     from randprune_lab.config import PRESETS, RunConfig, preset
+    from randprune_lab.forms import idle
     from randprune_lab.tracking import parse_trackers
 
     def run(
@@ -111,8 +134,10 @@ def _run_command() -> Callable[..., None]:
         fitting = preset(preset_name, task=given.get("task"), model=given.get("model"))
         trackers = parse_trackers(track)
         settings = RunConfig.model_validate({**fitting, **given})
+        for sentence in idle(settings, given):
+            say(sentence, error=True)
         if detach:
-            _refuse_tracking(track)
+            _refuse_detached(track)
             _start(_with_control(settings) if controls else [settings], as_json=as_json)
         else:
             _run(settings, with_controls=controls, trackers=trackers, as_json=as_json)
@@ -181,6 +206,10 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
     from randprune_lab.methods import planned_epochs
     from randprune_lab.outcome import conclude
 
+    if _is_beside(config):
+        for settings in _with_control(config) if with_controls else [config]:
+            _work_along(prune(settings))
+        return
     parent = store.runs_folder()
     new = not parent.exists()
     first = store.new_folder(config)
@@ -206,6 +235,21 @@ def _run(config: RunConfig, *, with_controls: bool, trackers: tuple[str, ...], a
     _conclude(folders, as_json=as_json)
 
 
+def _is_beside(config: RunConfig) -> bool:
+    """Where torchrun or accelerate has started several processes for one run: this is not the one that writes."""
+    from randprune_lab import ranks
+    from randprune_lab.training import start_accelerator
+
+    start_accelerator(config)
+    return ranks.rank() > 0
+
+
+def _work_along(stream: Iterator[Event | Checkpoint]) -> None:
+    """Do a rank's part of a run: what there is to say and to keep, the first one says and keeps."""
+    for _ in stream:
+        pass
+
+
 def _with_control(config: RunConfig) -> list[RunConfig]:
     """A run, and the control of equal budget that belongs to it."""
     from randprune_lab.config import controls
@@ -213,7 +257,9 @@ def _with_control(config: RunConfig) -> list[RunConfig]:
     return [config, controls(config)["imp-matched"]] if config.method == "randomized" else [config]
 
 
-def _refuse_tracking(track: str) -> None:
+def _refuse_detached(track: str) -> None:
+    if "LOCAL_RANK" in os.environ:
+        raise ValueError("--detach: several processes were launched for one run, in the foreground. Leave it out.")
     if track:
         raise ValueError(f"--track {track}: is for runs in the foreground. Leave --detach or --track out.")
 
@@ -267,13 +313,17 @@ def resume(
 
     trackers, folder = parse_trackers(track), _folder_of(name)
     if detach:
-        _refuse_tracking(track)
+        _refuse_detached(track)
         jobs.resume(folder, wave=wave)
         _tell_started([folder], as_json=as_json)
         return
     config = store.read_config(folder)
     config = config.model_copy(update={"wave": wave}) if wave is not None else config
+    beside = _is_beside(config)
     stream = prune(config, resume=store.last_checkpoint(folder))
+    if beside:
+        _work_along(stream)
+        return
     done = sum(epochs_of(event, config) for event in store.story(folder))
     with Display(sum(planned_epochs(config).values()), quiet=as_json, done=done) as display:
         display.follow(folder, config, _tracked(store.record(folder, stream), config, folder, trackers))

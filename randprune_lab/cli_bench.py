@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from randprune_lab.terminal import Display, Json, print_bench, print_claims, print_contest, print_json
+from randprune_lab.terminal import Display, Json, print_bench, print_claims, print_contest, print_json, print_scaling
 
 
 def bench(
@@ -17,6 +18,8 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 2,
     training: Annotated[bool, typer.Option(help="Instead: what a training step costs, alone and in lockstep.")] = False,
     claims: Annotated[bool, typer.Option(help="Instead: does selection pay? Digits, all methods.")] = False,
+    scaling: Annotated[bool, typer.Option(help="Instead: how masks scale, to 10^9 weights; candidates too.")] = False,
+    chart: Annotated[Path | None, typer.Option(help="With --scaling: draw it into this .svg file.")] = None,
     seeds: Annotated[int, typer.Option(min=2, max=1000, help="With --claims: seeds 0 to this one, exclusive.")] = 10,
     processes: Annotated[int, typer.Option(min=1, max=1024, help="With --claims: runs at a time.")] = 2,
     as_json: Json = False,
@@ -24,6 +27,9 @@ def bench(
     """What a randomized mask costs on this machine, beside a plain one and the paper's loop (about a minute)."""
     from randprune_lab.bench import CLAIM_CONFIG, claims_table, speed_table
 
+    if scaling or chart is not None:
+        _scaling(chart, device=device, repeats=repeats, asked=scaling, as_json=as_json)
+        return
     if claims:
         with Display(0, quiet=as_json) as display:
             rows = claims_table(seeds=seeds, processes=processes, tell=display.runs_done)
@@ -52,6 +58,38 @@ def bench(
         what = "training" if training else "768 x 3072, sparsity 0.9375, sr = 5e-5, T = 5, no reach"
         medians = "" if training else f", medians of {repeats}"
         print_bench(f"{what} ({device}, {threads} threads{medians})", measured)
+
+
+def _scaling(chart: Path | None, *, device: str, repeats: int, asked: bool, as_json: bool) -> None:
+    from randprune_lab.bench import bench_device
+    from randprune_lab.charts import save_svg
+    from randprune_lab.scaling import FIRST, NEXT, fit, scaling_table, study_times, throughput
+    from randprune_lab.scaling_charts import scaling_chart
+
+    if chart is not None and not chart.absolute().parent.is_dir():
+        raise ValueError(f"--chart {chart}: its folder is not there. Make it first.")
+    if not asked or (chart is not None and chart.suffix != ".svg"):
+        raise ValueError(f"--chart {chart}: must be an .svg file, with --scaling. Pass --scaling --chart scaling.svg.")
+    where = bench_device(device)
+    with Display(0, quiet=as_json) as display:
+        rows, left_out = scaling_table(repeats=repeats, device=where, tell=display.runs_done)
+        workers = throughput(tell=display.runs_done)
+        studies = study_times(tell=display.runs_done)
+    weights = [row.weights for row in rows]
+    fits = {FIRST: fit(weights, [row.first for row in rows]), NEXT: fit(weights, [row.following for row in rows])}
+    if chart is not None:
+        save_svg(scaling_chart(rows, workers, studies), chart)
+    if as_json:
+        print_json(
+            {"device": device, "left_out": left_out}
+            | {"sizes": [dataclasses.asdict(row) for row in rows]}
+            | {"fits": {name: dataclasses.asdict(line) for name, line in fits.items()}}
+            | {"throughput": [dataclasses.asdict(row) for row in workers]}
+            | {"studies": [dataclasses.asdict(row) for row in studies]}
+        )
+    else:
+        title = f"random masks, sparsity 0.9375, sr = 5e-5, T = 5, no reach ({device}, one thread, medians)"
+        print_scaling(title, rows, left_out, fits, workers, studies)
 
 
 def methods(

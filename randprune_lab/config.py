@@ -22,7 +22,7 @@ from randprune_lab.checks import (
 from randprune_lab.keepcurve import TIES
 from randprune_lab.patterns import UNSTRUCTURED, check_pattern
 from randprune_lab.sampling import SAMPLERS
-from randprune_lab.schedules import STAGES, check_stages
+from randprune_lab.schedules import STAGES, check_stages, race_rounds
 
 # Each chooses its one mask before the network is trained: the mask's criterion, by the method's name.
 AT_START = {
@@ -39,11 +39,12 @@ INITIALIZATIONS = ("default", "zero")
 DENSITIES = ("uniform", "erk")
 SCOPES = ("layer", "global")
 RANDOMNESS = ("fixed", "decrease", "increase", "target_ir")
+RUN_RANDOMNESS = (*RANDOMNESS, "adaptive")  # which goes from stage to stage: only a run has it
 SELECT_ON = ("selection", "validation")
 PRECISIONS = ("no", "bf16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 KEEP_STAGES = ("all", "last")
-EXECUTORS = ("lockstep", "serial")
+EXECUTORS = ("lockstep", "serial", "ray")
 OBJECT = "object"  # stands for a model, a task or a criterion given from Python
 CRITERION_NAMES = (
     *("magnitude", "taylor", "movement", "snip", "grasp", "synflow", "random", "learned-mask"),
@@ -52,7 +53,7 @@ CRITERION_NAMES = (
 HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}  # where the pictures come from
 GLUE_HUB = "nyu-mll/glue"
 # Settings that change no result: a run that was stopped may go on with others.
-FREE = ("executor", "wave")
+FREE = ("executor", "wave", "ray_address", "ray_gpus")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +95,19 @@ def _stage_list(value: Any) -> Any:
             return value.replace(",", " ").split()
         return STAGES[check_option("stages", value, STAGES)]
     return value
+
+
+def _ray_address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if value in ("", "auto") or (colon and host and "/" not in host and port.isdecimal() and int(port) < 2**16):
+        return value
+    raise ValueError(f"ray_address = {value!r}: must be HOST:PORT, auto, or empty. Pass one, as 10.0.0.1:6379.")
+
+
+def _ray_gpus(value: float) -> float:
+    if 0 <= value <= 1 or (value > 1 and value.is_integer()):
+        return value
+    raise ValueError(f"ray_gpus = {value}: must lie in [0, 1], or be a whole number. Pass 0.5 to let two share one.")
 
 
 def _words(value: Any) -> Any:
@@ -210,8 +224,8 @@ class RunConfig(pydantic.BaseModel):
     )
     model: str = Field(
         default="mlp",
-        description="mlp, tiny-vit (digits); lenet-300-100 (mnist); vgg16, resnet20 (cifar10); tiny-bert (sentences); "
-        "Hub id or folder; package.module:function",
+        description="mlp, tiny-cnn, tiny-vit (digits); tiny-bert, tiny-gpt2 (sentences); lenet-300-100 (mnist); vgg16, "
+        "resnet20 (cifar10); Hub id or folder; package.module:function",
     )
     dataset: str = Field(
         default=GLUE_HUB,
@@ -263,12 +277,22 @@ class RunConfig(pydantic.BaseModel):
         description="what a weight is worth: magnitude, taylor, movement, snip, grasp, synflow, random, learned-mask",
     )
     candidates: Candidates = 8
-    randomness: Randomness = "fixed"
+    randomness: Annotated[
+        str, _one_of("randomness", RUN_RANDOMNESS), Control("randomness is set by", options=RUN_RANDOMNESS)
+    ] = Field(
+        default="fixed",
+        description="fixed (samples); decrease or increase (by sampling_ratio); target_ir; adaptive (candidates spread "
+        "around target_ir, then around the last winner's ir)",
+    )
     samples: Samples = 4
     sampling_ratio: SamplingRatio = 5e-5
     target_ir: Annotated[
         float | tuple[float, ...] | None, BeforeValidator(_targets), Control("target randomness", "ir")
-    ] = Field(default=None, description="ir of every tensor, one number or one a stage; needs randomness target_ir")
+    ] = Field(
+        default=None,
+        description="ir of every tensor, one number or one a stage, for randomness target_ir; for adaptive the first "
+        "centre",
+    )
     power: Power = 5.0
     reach: Reach = None
     ties: TieRule = "random"
@@ -282,6 +306,10 @@ class RunConfig(pydantic.BaseModel):
         default=None, description="stop after so many epochs without a better one; none: never"
     )
     emep_epochs: Count = Field(default=1, description="epochs by which each candidate is judged (EMEP)")
+    racing: bool = Field(
+        default=False,
+        description="judge candidates in rounds: after each, the worse half goes; the plain one stays to the end",
+    )
     max_steps_per_epoch: Count | None = Field(default=None, description="steps of an epoch, at most; none: all rows")
     emep_steps: Count | None = Field(default=None, description="the same for judging candidates; none: as the others")
     learning_rate: _positive("learning_rate") = Field(  # type: ignore[valid-type]
@@ -294,6 +322,9 @@ class RunConfig(pydantic.BaseModel):
     batch_size: Count = Field(default=64, description="examples a step")
     select_on: Annotated[str, _one_of("select_on", SELECT_ON), Control("select on", options=SELECT_ON)] = Field(
         default="selection", description="split that chooses masks: selection; validation (the paper's: optimistic)"
+    )
+    selection_rows: Count | None = Field(
+        default=None, description="rows of the selection split that are looked at, at most; none: all"
     )
     task_weight: Weight = Field(default=1.0, description="of the task's own loss while fine-tuning")
     logit_weight: Weight = Field(default=1.0, description="of the distillation from the dense network's soft logits")
@@ -339,7 +370,14 @@ class RunConfig(pydantic.BaseModel):
     )
 
     executor: Annotated[str, _one_of("executor", EXECUTORS), Control("executor", options=EXECUTORS)] = Field(
-        default="lockstep", description="candidates: lockstep (same batch, teacher once for all); serial"
+        default="lockstep",
+        description="candidates: lockstep (same batch, teacher once for all); serial; ray (each by another process)",
+    )
+    ray_address: Annotated[str, _checked(_ray_address)] = Field(
+        default="", description="executor ray: cluster as HOST:PORT; auto (the one of this machine); none: start one"
+    )
+    ray_gpus: Annotated[float, _checked(_ray_gpus)] = Field(
+        default=0.0, description="executor ray: GPUs of each candidate; 0.5: two share one"
     )
     wave: Count | None = Field(default=None, description="candidates trained at once in lockstep; none: as many as fit")
     seed: Seed = 0
@@ -409,26 +447,32 @@ class RunConfig(pydantic.BaseModel):
         if self.scope == "global" and (self.densities != "uniform" or self.pattern != UNSTRUCTURED):
             raise ValueError(
                 f"scope = 'global' with densities = {self.densities!r}, pattern = {self.pattern!r}: both say how dense "
-                "each tensor is, which global scope decides itself. Pass scope='layer'."
+                "each tensor is, which global scope decides itself. Pass scope='layer', or densities='uniform' and no "
+                "pattern."
             )
         if self.pattern != UNSTRUCTURED and (self.densities != "uniform" or self.method in DYNAMIC):
             raise ValueError(
                 f"pattern = {self.pattern!r} with densities = {self.densities!r}, method = {self.method!r}: a pattern "
                 "needs uniform densities and a mask that stays. Pass pattern='unstructured', or another method."
             )
-        if self.pattern != UNSTRUCTURED and self.randomness == "target_ir":
+        if self.pattern != UNSTRUCTURED and self.target_ir is not None:
             raise ValueError(
-                f"pattern = {self.pattern!r} with randomness = 'target_ir': the power for an ir is known without "
-                "patterns only. Pass randomness='fixed' and samples."
+                f"pattern = {self.pattern!r} with randomness = {self.randomness!r}: the power for an ir is known "
+                "without patterns only. Pass randomness='fixed' and samples."
             )
         return self
 
     @pydantic.model_validator(mode="after")
     def _fitting(self) -> RunConfig:
-        if (self.target_ir is not None) != (self.randomness == "target_ir"):
+        if (self.target_ir is not None) != (self.randomness in ("target_ir", "adaptive")):
             raise ValueError(
                 f"randomness = {self.randomness!r}, target_ir = {self.target_ir}: each needs the other. "
-                "Pass randomness='target_ir' with a number, or leave target_ir out."
+                "Pass randomness='target_ir' or 'adaptive' with a number, or leave target_ir out."
+            )
+        if self.randomness == "adaptive" and isinstance(self.target_ir, tuple):
+            raise ValueError(
+                f"randomness = 'adaptive' with target_ir = {self.target_ir}: the ir of later stages follows from who "
+                "wins. Pass one number, the centre of the first stage."
             )
         if not any((self.task_weight, self.logit_weight, self.hidden_weight, self.attention_weight)):
             raise ValueError(
@@ -510,8 +554,21 @@ class RunConfig(pydantic.BaseModel):
         """The learning rate that judges candidates."""
         return float(self.emep_learning_rate or 3 * self.learning_rate)
 
+    def rounds(self, steps: int) -> list[tuple[int, int]]:
+        """In what rounds ``steps`` of EMEP judge a stage's candidates: how many train, and at which step it ends."""
+        return race_rounds(self.candidates, steps) if self.racing else [(self.candidates, steps)]
+
+    @property
+    def judging_epochs(self) -> float:
+        """Epochs that judging the candidates of a stage takes, all together; whole unless they race."""
+        if not self.racing:
+            return self.candidates * self.emep_epochs
+        rounds = self.rounds(2**30)  # so finely that only the shares count
+        spans = zip(rounds, [0, *(end for _, end in rounds)], strict=False)
+        return self.emep_epochs * sum(field * (end - start) for (field, end), start in spans) / 2**30
+
     def target_of(self, stage: int) -> float | None:
-        """The ir asked for at ``stage`` (from 1)."""
+        """The ir asked for at ``stage`` (from 1); with adaptive randomness where the first stage's targets lie."""
         return self.target_ir[stage - 1] if isinstance(self.target_ir, tuple) else self.target_ir
 
 
@@ -535,6 +592,8 @@ _PAPER = {
 _TINY = {"learning_rate": 1e-3, "hidden_weight": 1.0, "attention_weight": 1.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
+    # At 33x, uniform densities would leave 9 of the first convolution's 288 weights, and nothing gets through.
+    "tiny-cnn": {"task": "digits", "model": "tiny-cnn", "densities": "erk"},
     "tiny-vit": {
         **_TINY,
         "task": "digits",
@@ -607,8 +666,9 @@ def controls(config: RunConfig) -> dict[str, RunConfig]:
     """The runs that ``config`` should be compared with, by name.
 
     imp: plain masks, the same epochs a stage. imp-matched: plain masks, and as many epochs more a stage as judging the
-    candidates takes, no patience. randomized-no-selection: the first random mask, unjudged. All with the same seed, so
-    from the same dense weights (on a GPU where ``deterministic`` is on). None for a method that prunes before training.
+    candidates takes, racing or not, no patience. randomized-no-selection: the first random mask, unjudged. All with the
+    same seed, so from the same dense weights (on a GPU where ``deterministic`` is on). None for a method that prunes
+    before training.
     """
     if config.at_start:
         return {}
@@ -618,7 +678,7 @@ def controls(config: RunConfig) -> dict[str, RunConfig]:
 
     steps, whole = config.emep_steps or 1, config.max_steps_per_epoch or 1
     part = steps / whole if config.emep_steps else 1.0
-    matched = config.max_epochs + math.ceil(config.candidates * config.emep_epochs * part)
+    matched = config.max_epochs + math.ceil(config.judging_epochs * part)
     return {
         "imp": control("imp", {"method": "imp"}),
         "imp-matched": control("imp-matched", {"method": "imp", "max_epochs": matched, "patience": None}),

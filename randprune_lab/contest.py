@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from randprune_lab.bench import in_processes, mean_and_half_width
+from randprune_lab.bench import mean_and_half_width
 from randprune_lab.checks import check_option
 from randprune_lab.config import RunConfig, preset
 from randprune_lab.engine import prune
 from randprune_lab.events import StageFinished, Warned
 from randprune_lab.learned import COLLAPSED
+from randprune_lab.processes import in_processes
 from randprune_lab.training import Diverged
 
 TOST = {"label_smoothing": 0.1, "soft_activations": True, "soft_skips": True}

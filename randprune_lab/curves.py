@@ -71,7 +71,8 @@ def _kind(row: Mapping[str, Any]) -> str:
 def _told(row: Mapping[str, Any]) -> str:
     if row["score"] is None:
         return _SAID.get(row["state"], str(row["state"]))
-    return f"{accuracy(row['score'])}, ir {row['ir']:.3g}{', won' if row['winner'] else ''}"
+    end = {"winner": ", won", "dropped": ", dropped early"}.get(row["state"], "")
+    return f"{accuracy(row['score'])}, ir {row['ir']:.3g}{end}"
 
 
 def lanes_sentence(rows: Rows, metric: str = "accuracy") -> str:

@@ -7,8 +7,9 @@ squared errors of hidden states and of attention scores before the softmax, summ
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +108,11 @@ class Teacher:
     model: nn.Module | None = None
     logits: Tensor | None = None
 
+    def to(self, device: torch.device) -> Teacher:
+        """A copy on another device."""
+        model = None if self.model is None else copy.deepcopy(self.model).to(device)
+        return Teacher(self.config, model, None if self.logits is None else self.logits.to(device))
+
     @torch.no_grad()
     def features(self, inputs: Batch, rows: Tensor) -> Features:
         """Of the batch ``inputs``, which are the training split's ``rows``."""
@@ -129,13 +135,17 @@ def loss_terms(
     config: RunConfig,
     *,
     label_smoothing: float = 0.0,
+    shares: Shares | None = None,
 ) -> dict[str, Tensor]:
-    """Each part of the loss before its weight, by name: "task", "logits", "hidden", "attention"; only those in use."""
+    """Each part of the loss before its weight, by name: "task", "logits", "hidden", "attention"; only those in use.
+
+    With ``shares`` each is what these rows, a part of a batch, contribute to the mean over all of it.
+    """
     terms: dict[str, Tensor] = {}
     if config.task_weight or teacher is None:
         terms["task"] = task_loss(student.logits, labels, label_smoothing)
     if teacher is None:
-        return terms
+        return _parts(terms, shares)
     mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
     if config.logit_weight:
         terms["logits"] = logit_loss(
@@ -147,8 +157,45 @@ def loss_terms(
         terms["hidden"] = torch.stack([hidden_loss(ours, theirs, mask) for ours, theirs in pairs]).sum()
     if config.attention_weight:
         pairs = _mapped(student.scores, teacher.scores, config)
-        terms["attention"] = torch.stack([attention_loss(ours, theirs, mask) for ours, theirs in pairs]).sum()
-    return terms
+        blocks = torch.stack([attention_loss(ours, theirs, mask) for ours, theirs in pairs])
+        terms["attention"] = (blocks if shares is None else shares.pairs * blocks).sum()
+    return _parts(terms, shares)
+
+
+def _parts(terms: dict[str, Tensor], shares: Shares | None) -> dict[str, Tensor]:
+    """What means over these rows contribute; attention's blocks, each of which has a share of its own, have theirs."""
+    if shares is None:
+        return terms
+    of = {"task": shares.rows, "logits": shares.rows, "hidden": shares.tokens}
+    return {name: of[name] * term if name in of else term for name, term in terms.items()}
+
+
+class Shares(NamedTuple):
+    """How much of a batch's means these rows, a part of the batch, make up: numbers in [0, 1].
+
+    Attributes:
+        rows: of a mean over rows.
+        tokens: of a mean over tokens that are no padding.
+        pairs: of a mean over pairs of tokens of which one looks at the other, for each block that is learned.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    pairs: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Shares:
+        """From one vector, in the order of ``counts``."""
+        return cls(values[0], values[1], values[2:])
+
+
+def counts(inputs: Batch, labels: Tensor, teacher: Features | None, config: RunConfig) -> Tensor:
+    """What the means of ``loss_terms`` are taken over: rows, tokens, and for each block pairs of tokens; one vector."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    rows = torch.tensor(len(labels), device=labels.device)
+    scores = teacher.scores if teacher is not None else ()
+    learned = [scores[block - 1] for block in config.layer_map] if scores and config.layer_map else scores
+    return torch.stack([rows, rows if mask is None else (mask > 0).sum(), *(_seen(s, mask).sum() for s in learned)])
 
 
 def total(terms: Mapping[str, Tensor], config: RunConfig, *, dense: bool = False) -> Tensor:
@@ -199,10 +246,13 @@ def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
     model, the future.
     """
     _check_alike("attention_weight", student, teacher)
-    valid = teacher > torch.finfo(teacher.dtype).min / 2  # what attention must not see was set to the lowest number
-    if mask is not None:
-        valid = valid & (mask > 0)[:, None, :, None]
-    return _mean_square(student, teacher, valid)
+    return _mean_square(student, teacher, _seen(teacher, mask))
+
+
+def _seen(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Where a token looks at a token."""
+    valid = scores > torch.finfo(scores.dtype).min / 2  # what attention must not see was set to the lowest number
+    return valid if mask is None else valid & (mask > 0)[:, None, :, None]
 
 
 def _mean_square(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
@@ -236,18 +286,23 @@ def _check_alike(name: str, student: Tensor, teacher: Tensor) -> None:
 
 
 @torch.no_grad()
-def all_logits(model: nn.Module, inputs: Tensor | Tokens | Images, batch_size: int = 1024) -> Tensor:
-    """The model's answers to every row, in evaluation mode, as float32 where the model is."""
+def all_logits(
+    model: nn.Module, inputs: Tensor | Tokens | Images, batch_size: int = 1024, *, rows: Tensor | None = None
+) -> Tensor:
+    """The model's answers to every row, or to ``rows``, in evaluation mode, as float32 where the model is."""
     was_training = model.training
     model.eval()
     if isinstance(inputs, Tokens):
-        order = inputs.longest(len(inputs))
-        parts = [features(model, inputs[rows]).logits.float() for rows in torch.split(order, min(batch_size, 128))]
-        answers = torch.cat(parts)
+        rows = torch.arange(len(inputs)) if rows is None else rows
+        order = inputs.lengths[rows].argsort(descending=True, stable=True)
+        batches = torch.split(rows[order], min(batch_size, 128))
+        answers = torch.cat([features(model, inputs[batch]).logits.float() for batch in batches])
         logits = torch.empty_like(answers)
         logits[order.to(answers.device)] = answers
     else:
-        starts = range(0, len(inputs), batch_size)
-        logits = torch.cat([features(model, inputs[at : at + batch_size]).logits.float() for at in starts])
+        parts: Sequence[Any] = [slice(at, at + batch_size) for at in range(0, len(inputs), batch_size)]
+        if rows is not None:
+            parts = torch.split(rows.to(inputs.device), batch_size)
+        logits = torch.cat([features(model, inputs[part]).logits.float() for part in parts])
     model.train(was_training)
     return logits

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randprune_lab.config import AT_START, FREE, OBJECT, RunConfig
+from randprune_lab import on_ray, ranks
+from randprune_lab.config import OBJECT, RunConfig
 from randprune_lab.distill import Teacher, all_logits, wanted
 from randprune_lab.events import (
     CandidateScored,
@@ -28,14 +29,17 @@ from randprune_lab.events import (
     Resumed,
     RunFinished,
     RunStarted,
+    Score,
     StageFinished,
     StageStarted,
     Warned,
 )
-from randprune_lab.executors import judge_candidates
+from randprune_lab.executors import Train, judge_candidates, standing, train_candidates
 from randprune_lab.fitting import (
     check_fit,
     check_method,
+    check_own,
+    check_same_run,
     check_schedule,
     check_steps,
     check_teacher,
@@ -58,6 +62,7 @@ from randprune_lab.methods import METHODS, hooks_of
 from randprune_lab.models import is_transformer, prunable_weights
 from randprune_lab.pretrained import companions, load_tokenizer
 from randprune_lab.sampling import introduced_randomness
+from randprune_lab.schedules import next_centre, spread_targets
 from randprune_lab.scores import Criterion, stage_scores
 from randprune_lab.splits import Task
 from randprune_lab.tables import check_files
@@ -92,15 +97,18 @@ def prune(
         OutOfMemory: the run can be resumed with a smaller ``wave``, which changes no result.
     """
     with telling_of_memory():
-        return _steps(_Run(config, {"model": model, "task": data, "criterion": criterion}, resume))
+        run = _Run(config, {"model": model, "task": data, "criterion": criterion}, resume)
+        on_ray.check(config, run.session.accelerator.device)
+        return _steps(run)
 
 
 def _steps(run: _Run) -> Said:
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(run.config.threads)
     torch.use_deterministic_algorithms(run.config.deterministic)
+    test: Score | None = None
     try:
-        with telling_of_memory():
+        with telling_of_memory(), on_ray.executor(run.config) as run.train:
             yield from run.begin()
             if run.at("dense"):
                 yield from run.train_dense()
@@ -108,25 +116,25 @@ def _steps(run: _Run) -> Said:
             for stage in run.stages_left():
                 if run.at("scoring"):
                     candidates = run.candidates(stage)
-                    scores = yield from run.judge(candidates, stage)  # EMEP; same start for all
-                    yield from run.choose(candidates, best(scores), stage)  # MCSS
+                    winner = yield from run.judge(candidates, stage)  # EMEP; same start for all
+                    yield from run.choose(candidates, winner, stage)  # MCSS
                     del candidates  # with its copy of the weights
-                yield from run.fine_tune(stage)
-            yield from run.finish()
+                test = yield from run.fine_tune(stage)
+            yield from run.finish(test)
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
 
 
 def best(scores: list[CandidateScored]) -> int:
-    """The winner: best metric; equal: lower loss; still equal: the earlier, so that the deterministic mask wins."""
+    """The winner among those that were trained to the end: best metric; equal: lower loss; still equal: the earlier."""
     judged = [
-        (score.selection.metric, -score.selection.loss, -score.candidate)
+        standing(score.selection, score.candidate)
         for score in scores
-        if score.selection is not None and math.isfinite(score.selection.loss)
+        if score.selection is not None and math.isfinite(score.selection.loss) and not score.steps
     ]
     if not judged:
-        raise Diverged(f"every candidate failed; the first: {scores[0].failed}")
+        raise Diverged(f"every candidate failed; the first: {next(score.failed for score in scores if score.failed)}")
     return -max(judged)[2]
 
 
@@ -135,31 +143,11 @@ class _Run:
 
     def __init__(self, config: RunConfig, own: dict[str, Any], resume: Checkpoint | None) -> None:
         config = config.model_copy(update={name: OBJECT for name, thing in own.items() if thing is not None})
-        for name, thing in own.items():
-            if getattr(config, name) == OBJECT and thing is None:
-                how = f"prune(config, {'data' if name == 'task' else name}=..."
-                raise ValueError(
-                    f"{name} = {OBJECT!r} stands for one that is given from Python: pass it, {how})."
-                    if resume is None
-                    else f"this run was started from Python with its own {name}: resume it there, {how}, resume=...)."
-                )
-        if own.get("criterion") is not None and not callable(own["criterion"]):
-            kind = type(own["criterion"]).__name__
-            raise ValueError(f"criterion is a {kind}: must be a function (weights, model, task) -> scores.")
-        if own.get("criterion") is not None and config.at_start:
-            raise ValueError(
-                f"criterion with method = {config.method!r}: the method scores by {AT_START[config.method]!r}. For "
-                "your own before training pass method='imp', dense_epochs=0, logit_weight=0."
-            )
+        check_own(config, own, resume)
+        check_same_run(config, resume)
         model, data, self.criterion = (own.get(name) for name in ("model", "task", "criterion"))
-        ours = config.model_dump(mode="json", exclude=set(FREE))
-        theirs = resume.config if resume is not None and resume.config is not None else ours
-        other = [name for name in ours if name in theirs and theirs[name] != ours[name]]
-        if other:
-            raise ValueError(
-                f"the checkpoint is of a run with another {', '.join(other)}. Resume with that run's own configuration."
-            )
         self.config, self.resume = config, resume
+        self.train: Train = train_candidates
         accelerator = start_accelerator(config)
         self.tokenizer = None
         if config.task == "text" and data is None:
@@ -172,6 +160,8 @@ class _Run:
         prepare(network, self.tokenizer, config)
         initialize(network, config)
         task = as_images(task, network)
+        if config.selection_rows:
+            task = dataclasses.replace(task, selection=task.selection.first(config.selection_rows))
         self.session = Session(
             config,
             task.to(accelerator.device),
@@ -191,6 +181,7 @@ class _Run:
         if self.teacher is not None:
             check_teacher(self.session, self.teacher, self.tokenizer)
         check_schedule(config, network, self.weights())
+        ranks.check(config, network)
         self.masks: Masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights().items()}
         self.progress = Progress()
         self.optimizer: dict[str, Tensor] = {}
@@ -214,6 +205,11 @@ class _Run:
 
     def begin(self) -> Said:
         """Say what starts, or that it goes on."""
+        if ranks.number() > 1:
+            settings = self.config.model_dump_json(exclude={"group", "control"})
+            begun = {"settings": settings, "data": self.session.task.digest(), "progress": repr(self.progress)}
+            ranks.check_same("run's", begun)
+            self._agree()
         if self.resume is not None:
             yield Resumed(self.resume.events, self.resume.recorded)
             for damaged in self.resume.damaged:
@@ -234,9 +230,9 @@ class _Run:
 
     def train_dense(self) -> Said:
         phase = Phase(self.session, "dense", 0, {}, lambda _: self.config.learning_rate)
-        yield from self._train(phase, self.config.dense_epochs, patience=None)
+        known = yield from self._train(phase, self.config.dense_epochs, patience=None)
         session = self.session
-        yield DenseFinished(session.evaluate(session.task.selection), session.report())
+        yield DenseFinished(known or session.evaluate(session.task.selection), session.report())
         self.progress = Progress("scoring", stage=1)
         self.dense = self._model_state()
         yield self._checkpoint()
@@ -260,35 +256,54 @@ class _Run:
     def candidates(self, stage: int) -> StageMasks:
         session = self.session
         scores = stage_scores(self.criterion, session.model, self.masks, session.task, self.config, stage)
-        return stage_masks(scores, self.masks, stage, self.config)
+        found = stage_masks(scores, self.masks, stage, self.config, targets=self.targets())
+        return dataclasses.replace(
+            found, draw=lambda number: ranks.from_first(lambda: found.draw(number), like=self.masks)
+        )
 
-    def judge(self, masks: StageMasks, stage: int) -> Generator[Event, None, list[CandidateScored]]:
-        """Score the candidates that were not scored before; returns the scores of all."""
+    def targets(self) -> dict[int, float]:
+        """With adaptive randomness: what ir each random candidate of the coming stage aims at."""
+        first = self.config.target_of(1)
+        if self.config.randomness != "adaptive" or first is None:
+            return {}
+        numbers = METHODS[self.config.method].candidates(self.config)
+        return spread_targets(self.progress.centre or first, [number for number in numbers if number])
+
+    def _agree(self) -> None:
+        """Several processes hold the same masks and weights."""
+        ranks.check_same("weights", self.session.model.state_dict())
+        ranks.check_same("mask of", self.masks)
+
+    def judge(self, masks: StageMasks, stage: int) -> Generator[Event, None, int]:
+        """Score the candidates that were not scored before; returns the winner of all."""
         numbers = METHODS[self.config.method].candidates(self.config)
         known = self.resume.scores if self.resume is not None else ()
         scores = [score for score in known if score.stage == stage]
         if not (self.resume and self.resume.announced and self.resume.progress.stage == stage):
             drawn = any(numbers)  # plain pruning draws nothing
             samples, power = (masks.samples, masks.power) if drawn else ({}, {})
-            yield StageStarted(stage, self.config.stages[stage - 1], numbers, samples, power)
+            yield StageStarted(stage, self.config.stages[stage - 1], numbers, samples, power, masks.targets)
             for text in masks.clamped if drawn else ():
                 yield Warned(text)
         if len(numbers) == 1:  # nothing to compare
-            return [CandidateScored(stage, numbers[0], self.session.evaluate(self.session.deciding_split), 0.0, 0.0)]
+            return numbers[0]
         plain = masks.draw(0)
         left = [number for number in numbers if number not in {score.candidate for score in scores}]
-        for number, score, failed in judge_candidates(self.session, masks.draw, left, stage):
+        for number, score, failed, steps in judge_candidates(self.session, masks.draw, left, stage, self.train):
             mask = masks.draw(number)
             ir, swapped = model_randomness(mask, plain), model_swapped(mask, plain)
-            scores.append(CandidateScored(stage, number, score, ir, swapped, failed))
+            scores.append(CandidateScored(stage, number, score, ir, swapped, failed, steps))
             yield scores[-1]
-        return scores
+        return best(scores)
 
     def choose(self, candidates: StageMasks, winner: int, stage: int) -> Said:
         """Take the winner's mask."""
         plain, self.masks = candidates.draw(0), candidates.draw(winner)
         apply_masks(self.session.model, self.masks)
-        self.progress = Progress("fine-tuning", stage)
+        self._agree()
+        ir = model_randomness(self.masks, plain)
+        centre = next_centre(ir, candidates.targets) if candidates.targets else 0.0
+        self.progress = Progress("fine-tuning", stage, centre=centre)
         tensors = {
             name: {
                 "kept": int(torch.count_nonzero(mask)),
@@ -298,45 +313,46 @@ class _Run:
             }
             for name, mask in self.masks.items()
         }
-        yield MaskChosen(
-            stage,
-            winner,
-            kept(self.masks),
-            model_randomness(self.masks, plain),
-            model_swapped(self.masks, plain),
-            tensors,
-        )
+        yield MaskChosen(stage, winner, kept(self.masks), ir, model_swapped(self.masks, plain), tensors)
         yield self._checkpoint()
 
-    def fine_tune(self, stage: int) -> Said:
-        """Train under the mask, from the dense network's answers too, and close the stage."""
+    def fine_tune(self, stage: int) -> Generator[Event | Checkpoint, None, Score]:
+        """Train under the mask, from the dense network's answers too, and close the stage; returns the test score."""
         session, config, last = self.session, self.config, stage == len(self.config.stages)
         rate = fine_tuning_rate(config, stage, session.steps_per_epoch)
         phase = Phase(session, "fine-tuning", stage, self.masks, rate)
-        yield from self._train(phase, config.max_epochs, patience=None if last else config.patience)
-        yield StageFinished(
-            stage,
-            1 - kept(self.masks) / sum(self.sizes.values()),
-            kept(self.masks),
-            session.evaluate(session.task.selection),
-            session.report(),
-        )
-        self.progress = Progress("finished", stage) if last else Progress("scoring", stage + 1)
-        yield self._checkpoint()
-
-    def finish(self) -> Said:
+        known = yield from self._train(phase, config.max_epochs, patience=None if last else config.patience)
+        self._agree()
+        selection, test = known or session.evaluate(session.task.selection), session.report()
         sparsity = 1 - kept(self.masks) / sum(self.sizes.values())
-        yield RunFinished(sparsity, self.session.report())
+        yield StageFinished(stage, sparsity, kept(self.masks), selection, test)
+        done = Progress("finished", stage) if last else Progress("scoring", stage + 1)
+        self.progress = dataclasses.replace(done, centre=self.progress.centre)
+        yield self._checkpoint()
+        return test
 
-    def _train(self, phase: Phase, epochs: int, *, patience: int | None) -> Said:
-        """Epochs of a phase; with patience until it stops improving, and then back to the best one."""
+    def finish(self, test: Score | None) -> Said:
+        """``test``: the last stage's score; None: the run was resumed after it."""
+        sparsity = 1 - kept(self.masks) / sum(self.sizes.values())
+        yield RunFinished(sparsity, test or self.session.report())
+
+    def _train(
+        self, phase: Phase, epochs: int, *, patience: int | None
+    ) -> Generator[Event | Checkpoint, None, Score | None]:
+        """Epochs of a phase; with patience until it stops improving, and then back to the best one.
+
+        Returns:
+            What the network that is left scores on the selection split, where an epoch has told.
+        """
+        known: Score | None = None
         phase.load_state(self.optimizer)
         while self.progress.epoch < epochs and (
             patience is None or self.progress.epoch - self.progress.best_epoch < patience
         ):
             done = self.progress
             loss = phase.epoch(done.epoch)
-            score = phase.score(done.epoch)
+            last = (done.epoch + 1) * self.session.steps_of(phase.name) - 1
+            score = phase.score(last)
             self.progress = dataclasses.replace(done, epoch=done.epoch + 1)
             better = (score.metric, -score.loss) > (done.best_metric, -done.best_loss)
             if patience is not None and better:
@@ -344,18 +360,23 @@ class _Run:
                 self.progress = dataclasses.replace(
                     self.progress, best_epoch=done.epoch + 1, best_metric=score.metric, best_loss=score.loss
                 )
-            rate = phase.learning_rate(self.progress.epoch * self.session.steps_of(phase.name) - 1)
+            if patience is None or better:
+                known = score
             terms = phase.mean_terms()
             self.masks |= phase.masks
             for sentence in phase.taken():
                 yield Warned(sentence)
-            yield EpochFinished(phase.name, phase.stage, self.progress.epoch, loss, rate, score, terms)
+            yield EpochFinished(
+                phase.name, phase.stage, self.progress.epoch, loss, phase.learning_rate(last), score, terms
+            )
             self.optimizer = phase.state()
             yield self._checkpoint()
         phase.finish()
         if self.best:
             self.session.model.load_state_dict(self.best)
         self.optimizer, self.best = {}, {}
+        # What hooks do while an epoch is scored ends with the phase.
+        return known if self.config.select_on == "selection" and not phase.hooks else None
 
     def _model_state(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.session.model.state_dict().items()}

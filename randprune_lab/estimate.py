@@ -17,7 +17,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -37,7 +36,8 @@ from randprune_lab.executors import SPARE, free_memory, in_passing
 from randprune_lab.files import free_disk
 from randprune_lab.jobs import module_command, module_environment
 from randprune_lab.methods import METHODS
-from randprune_lab.splits import Images, Split, Tokens
+from randprune_lab.processes import end_with
+from randprune_lab.splits import Tokens
 from randprune_lab.training import Phase, Session, telling_of_memory, train_epoch, using_threads
 
 ROUNDS = 3  # stretches of steps that are timed, after one step that warms up; the median counts
@@ -138,9 +138,13 @@ class _Plan:
         self.take_longest(phase)
         memory = self.memory(len(pair))
         decide = score * len(session.deciding_split)
-        report = score * sum(len(split) for name, split in session.task.splits.items() if name != "train")
-        waves = math.ceil(self.candidates / self.wave())
-        emep = self.steps("emep") * config.emep_epochs * (waves * teaching + self.candidates * judging)
+        reported = session.task.splits.keys() - {"train"}
+        if config.select_on == "selection" and not phase.hooks:  # the last epoch has told
+            reported -= {"selection"}
+        report = score * sum(len(session.task.splits[name]) for name in reported)
+        choosing = 0.0
+        if self.candidates > 1:
+            choosing = self.race(teaching, judging, decide + drawing) + self.candidates * drawing
         seconds = (
             building
             + self.augmenting()
@@ -149,7 +153,7 @@ class _Plan:
             + kept.closing
             + teaching_all * self.rows("fine-tuning") / len(session.task.train)
             + stages * scoring
-            + stages * (emep + self.candidates * (decide + 2 * drawing) if self.candidates > 1 else decide)
+            + stages * choosing
             + stages * config.max_epochs * (self.steps("fine-tuning") * tuning + decide + kept.saving)
             + stages * (report + 2 * kept.closing)
         )
@@ -168,6 +172,17 @@ class _Plan:
         most = self.config.max_steps_per_epoch
         most = (self.config.emep_steps or most) if phase == "emep" else most
         return min(every, most or every)
+
+    def race(self, teaching: float, judging: float, around: float) -> float:
+        """Seconds of a stage's EMEP: a step takes ``judging`` of each candidate, a round ``around`` it.
+
+        There is but one round where candidates do not race.
+        """
+        seconds, start = 0.0, 0
+        for field, end in self.config.rounds(self.steps("emep") * self.config.emep_epochs):
+            seconds += (end - start) * (math.ceil(field / self.wave()) * teaching + field * judging) + field * around
+            start = end
+        return seconds
 
     def wave(self) -> int:
         """Candidates that are trained at once."""
@@ -214,7 +229,7 @@ class _Plan:
         """Seconds that a row of an evaluation takes."""
         split = self.session.deciding_split
         for rows in (64, 64, 1024):  # the first warms up
-            part = _first_rows(split, rows)
+            part = split.first(rows)
             taken = self.seconds(functools.partial(self.session.evaluate, part))
             a_row = taken / len(part)
             if taken > STRETCH:
@@ -279,6 +294,8 @@ class _Plan:
         else:
             now = psutil.Process().memory_info().rss
         judging = self.wave() * self.of_candidate() if self.candidates > 1 else 0
+        if self.config.racing and self.device.type == "cpu":  # the others' states between two rounds
+            judging += (self.candidates - self.wave()) * 3 * _size(self.session.model)
         # While a checkpoint is written: the moments, and twice weights and moments, as tensors and as a file.
         writing = (2 if self.device.type == "cuda" else 8) * _size(self.session.model)
         return now + in_passing(self.device) - alive * self.of_candidate() + max(judging, writing)
@@ -333,17 +350,6 @@ class _Kept:
         """At the end of the last stage: two checkpoints inside it lie there, with the best weights so far."""
         best = 0 if config.patience is None else 2 * self.model
         return self.at_the_end(config) + self.inside + best
-
-
-def _first_rows(split: Split, rows: int) -> Split:
-    inputs: Any = split.inputs
-    if isinstance(inputs, Tokens):
-        first: Any = dataclasses.replace(inputs, starts=inputs.starts[: rows + 1])
-    elif isinstance(inputs, Images):
-        first = dataclasses.replace(inputs, pixels=inputs.pixels[:rows])
-    else:
-        first = inputs[:rows]
-    return Split(first, split.labels[:rows])
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -449,14 +455,7 @@ def _own_process() -> None:
     """Be humble, and end with whoever asked."""
     psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 10))  # Windows has names for it
     asker = int(sys.argv[1]) if len(sys.argv) > 1 else os.getppid()
-    threading.Thread(target=_end_with, args=(asker,), daemon=True).start()
-
-
-def _end_with(asker: int) -> None:
-    """``asker``: a process's number, told by itself: it may have ended before this one looks."""
-    while psutil.pid_exists(asker) and (os.name == "nt" or os.getppid() == asker):
-        time.sleep(1)
-    os._exit(1)
+    end_with(asker)
 
 
 if __name__ == "__main__":

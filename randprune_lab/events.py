@@ -119,7 +119,13 @@ class DenseFinished(Event):
 
 @dataclasses.dataclass(frozen=True)
 class StageStarted(Event):
-    """Masks are about to be judged. ``samples`` (M) and ``power`` (T) by parameter; "*" in global scope."""
+    """Masks are about to be judged.
+
+    Attributes:
+        candidates: the numbers of the masks; 0 is the deterministic one.
+        samples, power: M and T by parameter; "*" in global scope. No power where it differs among candidates.
+        targets: with adaptive randomness the ir that each random candidate aims at.
+    """
 
     kind = "stage_started"
     stage: int
@@ -127,6 +133,13 @@ class StageStarted(Event):
     candidates: tuple[int, ...]
     samples: dict[str, int]
     power: dict[str, float]
+    targets: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """The record that ``to_json`` gave; JSON has made the numbers of the candidates strings."""
+        targets = {int(number): ir for number, ir in record.get("targets", {}).items()}
+        return super().of({**record, "targets": targets})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +150,7 @@ class CandidateScored(Event):
         selection: on the split that decides; None when the candidate failed.
         ir, swapped: against the deterministic mask of the same weights (arXiv 2310.13183, Eq. 1).
         failed: why it has no score.
+        steps: after how many it was dropped from a race, and scored; 0: it was trained to the end, or failed.
     """
 
     kind = "candidate_scored"
@@ -146,6 +160,7 @@ class CandidateScored(Event):
     ir: float
     swapped: float
     failed: str | None = None
+    steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +233,7 @@ def from_json(record: Mapping[str, Any]) -> Event:
         raise ValueError(f"this version knows no event {kind!r}: if a newer one wrote it, update randprune-lab")
     try:
         return KINDS[kind].of(record)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"it is not what an event {kind!r} holds") from error
 
 
@@ -231,6 +246,8 @@ class Progress:
         stage: 0 in the dense phase, then from 1.
         epoch: finished epochs of the phase.
         best_epoch, best_metric, best_loss: of the phase so far, when patience asks for them.
+        centre: with adaptive randomness the ir that the next stage's targets are spread around; 0 before a mask was
+            chosen.
     """
 
     phase: str = "dense"
@@ -239,6 +256,7 @@ class Progress:
     best_epoch: int = 0
     best_metric: float = -1.0
     best_loss: float = 0.0
+    centre: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -4,38 +4,151 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
 
 import psutil
 import torch
+from torch import Tensor
 
+from randprune_lab import ranks
 from randprune_lab.events import Score
 from randprune_lab.masks import Masks
-from randprune_lab.training import Diverged, Phase, Session, train_epoch
+from randprune_lab.training import Diverged, Phase, Session, train_steps
 
 SPARE = 0.15  # of the free memory stays free: later batches may be longer than those that were measured
-Judged = tuple[int, Score | None, str | None]
+# A candidate between two rounds, on the CPU: its network ("model.NAME") and its optimizer ("optimizer.NAME.KEY").
+State = dict[str, Tensor]
+Judged = tuple[int, Score | None, str | None, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A candidate after some steps of EMEP.
+
+    Attributes:
+        number: the candidate's; 0 is the deterministic mask.
+        score: on the deciding split; None when it failed.
+        failed: why.
+        state: what to go on with; empty unless asked for.
+    """
+
+    number: int
+    score: Score | None
+    failed: str | None
+    state: State
+
+
+class Train(Protocol):
+    """What an executor must offer: ``train_candidates``, here or elsewhere."""
+
+    def __call__(
+        self,
+        session: Session,
+        draw: Callable[[int], Masks],
+        numbers: Sequence[int],
+        stage: int,
+        steps: range,
+        *,
+        states: Mapping[int, State],
+        keep: bool,
+    ) -> Iterator[Trained]:
+        """One ``Trained`` for each of ``numbers``, in their order."""
+        ...
+
+
+def train_candidates(
+    session: Session,
+    draw: Callable[[int], Masks],
+    numbers: Sequence[int],
+    stage: int,
+    steps: range,
+    *,
+    states: Mapping[int, State] = MappingProxyType({}),
+    keep: bool = False,
+) -> Iterator[Trained]:
+    """EMEP, or a part of it: a copy of the network under each candidate's mask is trained shortly, and scored.
+
+    They are trained in waves of ``config.wave``, or of as many as fit, on the same batches in the same order. What one
+    comes to depends neither on the others nor on how its steps are divided among calls.
+
+    Args:
+        session: has the weights from which all start, and keeps them.
+        draw: number of the candidate -> its masks.
+        numbers: the candidates.
+        stage: from 1.
+        steps: of EMEP, counted over all ``emep_epochs``; may begin or end within an epoch.
+        states: what those go on with that were trained before.
+        keep: give their states, to go on with.
+
+    Yields:
+        One for each of ``numbers``, in their order.
+    """
+    left = deque(numbers)
+    while left:
+        yield from _wave(session, draw, left, stage, steps, states, keep=keep)
 
 
 def judge_candidates(
-    session: Session, draw: Callable[[int], Masks], candidates: Sequence[int], stage: int
+    session: Session,
+    draw: Callable[[int], Masks],
+    numbers: Sequence[int],
+    stage: int,
+    train: Train = train_candidates,
 ) -> Iterator[Judged]:
-    """EMEP of each candidate: a copy of the network under its mask is trained shortly at a large rate, and scored.
+    """Judge candidates by EMEP; in a race (``config.racing``) only those that are left after each round train on.
 
-    Yields the candidate, its score on the deciding split, or None and why it failed. All start from the weights that
-    the model has now, and keeps. They are trained in waves of ``config.wave``, or of as many as fit, on the same
-    batches in the same order; scores do not depend on how many are trained at once.
+    ``numbers`` may leave out some that were judged before: the others come to the same, since what was dropped was
+    worse than whatever stays. ``train`` says where the work is done.
+
+    Yields:
+        Each candidate when its fate is known: its number, its score, or None and why it failed, and ``steps`` as in
+        ``CandidateScored``.
     """
-    left = deque(candidates)
-    while left:
-        yield from _wave(session, draw, left, stage)
+    steps = session.steps_of("emep") * session.config.emep_epochs
+    states: dict[int, State] = {}
+    field, start = list(numbers), 0
+    for (_, end), (room, _) in itertools.pairwise(session.config.rounds(steps)):
+        trained = train(session, draw, field, stage, range(start, end), states=states, keep=True)
+        states, gone = _halved(trained, room)
+        for each in gone:
+            yield each.number, each.score, each.failed, 0 if each.failed else end
+        field, start = list(states), end
+    for each in train(session, draw, field, stage, range(start, steps), states=states, keep=False):
+        yield each.number, each.score, each.failed, 0
 
 
-def _wave(session: Session, draw: Callable[[int], Masks], left: deque[int], stage: int) -> list[Judged]:
-    """Judge the first of ``left``, and take them away; what they were trained with is gone when this returns."""
+def standing(score: Score, candidate: int) -> tuple[float, float, int]:
+    """The larger, the better: metric; equal: lower loss; still equal: the earlier, so that the plain mask wins."""
+    return score.metric, -score.loss, -candidate
+
+
+def _halved(trained: Iterable[Trained], room: int) -> tuple[dict[int, State], list[Trained]]:
+    """The states of those that stay where there is ``room``, the plain mask and the best others; and those that go."""
+    field = list(trained)
+    scores = {each.number: each.score for each in field if each.score is not None}
+    first = sorted(scores, key=lambda number: (number == 0, standing(scores[number], number)), reverse=True)
+    stay = first[:room]
+    states = {each.number: each.state for each in field if each.number in stay}
+    return states, [dataclasses.replace(each, state={}) for each in field if each.number not in stay]
+
+
+def _wave(
+    session: Session,
+    draw: Callable[[int], Masks],
+    left: deque[int],
+    stage: int,
+    steps: range,
+    states: Mapping[int, State],
+    *,
+    keep: bool,
+) -> list[Trained]:
+    """Train the first of ``left``, and take them away; what they were trained with is gone when this returns."""
     config = session.config
     most = 1 if config.executor == "serial" else config.wave
     taken: list[int] = []
@@ -44,24 +157,38 @@ def _wave(session: Session, draw: Callable[[int], Masks], left: deque[int], stag
         meter = _Meter(session.accelerator.device)
         while left:
             taken.append(left.popleft())
-            network = copy.deepcopy(session.model)
-            yield Phase(session, "emep", stage, draw(taken[-1]), lambda _: config.early_learning_rate, network)
+            yield _phase(session, draw(taken[-1]), stage, states.get(taken[-1], {}))
             if len(taken) == most or not meter.one_more_fits():
                 return
 
-    phases = train_epoch(session, "emep", stage, 0, members())
-    for epoch in range(1, config.emep_epochs):
-        train_epoch(session, "emep", stage, epoch, [phase for phase in phases if phase.failed is None])
-    return [(number, *_scored(phase, config.emep_epochs - 1)) for number, phase in zip(taken, phases, strict=True)]
+    phases = train_steps(session, "emep", stage, steps, members())
+    return [_trained(number, phase, steps, keep=keep) for number, phase in zip(taken, phases, strict=True)]
 
 
-def _scored(phase: Phase, last_epoch: int) -> tuple[Score | None, str | None]:
+def _phase(session: Session, masks: Masks, stage: int, state: State) -> Phase:
+    """A copy of the session's network that begins, or goes on from ``state``."""
+
+    def part(prefix: str) -> State:
+        return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+    network = copy.deepcopy(session.model)
+    if state:
+        network.load_state_dict(part("model."))
+    phase = Phase(session, "emep", stage, masks, lambda _: session.config.early_learning_rate, network)
+    phase.load_state(part("optimizer."))
+    return phase
+
+
+def _trained(number: int, phase: Phase, steps: range, *, keep: bool) -> Trained:
     if phase.failed is not None:
-        return None, phase.failed
+        return Trained(number, None, phase.failed, {})
     try:
-        return phase.score(last_epoch), None
+        score = phase.score(steps[-1])
     except Diverged as error:
-        return None, str(error)
+        return Trained(number, None, str(error), {})
+    parts = {"model": phase.model.state_dict(), "optimizer": phase.state()} if keep else {}
+    state = {f"{part}.{name}": tensor.cpu() for part, named in parts.items() for name, tensor in named.items()}
+    return Trained(number, score, None, state)
 
 
 class _Meter:
@@ -76,7 +203,8 @@ class _Meter:
         """The largest candidate so far fits once more, and a step beside it, with something to spare."""
         self.free.append(free_memory(self.device))
         for_good = max(before - after for before, after in itertools.pairwise(self.free))
-        return self.free[-1] - for_good - in_passing(self.device) > SPARE * self.free[0]
+        fits = self.free[-1] - for_good - in_passing(self.device) > SPARE * self.free[0]
+        return ranks.all_agree(fits, self.device)
 
 
 def forget_peak(device: torch.device) -> None:

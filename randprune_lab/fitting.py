@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from randprune_lab.checks import keep_count
-from randprune_lab.config import AT_START, OBJECT, RunConfig
+from randprune_lab.config import AT_START, FREE, OBJECT, RunConfig
 from randprune_lab.criteria import CRITERIA, Scene
 from randprune_lab.distill import features, loss_terms, wanted
+from randprune_lab.events import Checkpoint
 from randprune_lab.masks import samples_of, tensor_sparsities
+from randprune_lab.methods import METHODS
 from randprune_lab.models import build_model, is_transformer
 from randprune_lab.patterns import Pattern, check_stages_fit, check_tensor
 from randprune_lab.pretrained import TINY, is_pretrained, load_tokenizer
@@ -23,6 +25,47 @@ from randprune_lab.smoothing import SoftActivations, hidden_layers, soft_skips
 from randprune_lab.splits import Split, Task, Tokens
 from randprune_lab.training import Session, is_of_memory
 from randprune_lab.zero import zero_initialize
+
+
+def check_own(config: RunConfig, own: Mapping[str, Any], resume: Checkpoint | None) -> None:
+    """What the configuration says is given from Python is given, and the criterion is one that the method asks.
+
+    Raises:
+        ValueError: one is missing, or will not do.
+    """
+    for name, thing in own.items():
+        if getattr(config, name) == OBJECT and thing is None:
+            how = f"prune(config, {'data' if name == 'task' else name}=..."
+            raise ValueError(
+                f"{name} = {OBJECT!r} stands for one that is given from Python: pass it, {how})."
+                if resume is None
+                else f"this run was started from Python with its own {name}: resume it there, {how}, resume=...)."
+            )
+    criterion = own.get("criterion")
+    if criterion is not None and not callable(criterion):
+        raise ValueError(
+            f"criterion is a {type(criterion).__name__}: must be a function (weights, model, task) -> scores."
+        )
+    if criterion is not None and config.at_start:
+        raise ValueError(
+            f"criterion with method = {config.method!r}: the method scores by {AT_START[config.method]!r}. For "
+            "your own before training pass method='imp', dense_epochs=0, logit_weight=0."
+        )
+
+
+def check_same_run(config: RunConfig, resume: Checkpoint | None) -> None:
+    """A run goes on with the configuration that it began with; where and how fast is free.
+
+    Raises:
+        ValueError: the checkpoint is of another run.
+    """
+    ours = config.model_dump(mode="json", exclude=set(FREE))
+    theirs = resume.config if resume is not None and resume.config is not None else ours
+    other = [name for name in ours if name in theirs and theirs[name] != ours[name]]
+    if other:
+        raise ValueError(
+            f"the checkpoint is of a run with another {', '.join(other)}. Resume with that run's own configuration."
+        )
 
 
 def network_for(name: str, task: Task, config: RunConfig, *, trained: bool = False) -> nn.Module:
@@ -182,8 +225,10 @@ def _check_trainable(session: Session) -> None:
 
 
 def check_steps(session: Session) -> None:
-    """Where judging takes a stated part of an epoch, an epoch must be as long as stated."""
+    """Where judging takes a stated part of an epoch, an epoch must be as long as stated; a race needs some steps."""
     config, steps = session.config, session.steps_of("fine-tuning")
+    if len(METHODS[config.method].candidates(config)) > 1:
+        config.rounds(session.steps_of("emep") * config.emep_epochs)
     if config.emep_steps and config.max_steps_per_epoch != steps:
         raise ValueError(
             f"max_steps_per_epoch = {config.max_steps_per_epoch}: an epoch has only {steps} steps, and with emep_steps "

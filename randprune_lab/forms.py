@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import pydantic
@@ -39,10 +39,13 @@ NUMBERS = ("stages", "target_ir", "layer_map")  # lists of them
 GROUPS: dict[str, tuple[str, str]] = {
     "what is pruned": ("task model method", "criterion scope include exclude"),
     "how sparse": ("stages", "pattern densities"),
-    "how random": ("candidates randomness samples sampling_ratio target_ir power reach", "ties sampler select_on"),
+    "how random": (
+        "candidates randomness samples sampling_ratio target_ir power reach",
+        "ties sampler select_on selection_rows",
+    ),
     "how long it trains": (
         "dense_epochs max_epochs learning_rate batch_size",
-        "patience emep_epochs max_steps_per_epoch emep_steps emep_learning_rate weight_decay initialization",
+        "patience emep_epochs racing max_steps_per_epoch emep_steps emep_learning_rate weight_decay initialization",
     ),
     "methods of sparse training": (
         "",
@@ -51,7 +54,10 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "distillation": ("logit_weight hidden_weight attention_weight", "task_weight temperature teacher layer_map"),
     "data": ("", "dataset text_columns label_column max_length augment augment_model glove unlabelled"),
-    "machine and seed": ("seed", "device threads precision deterministic executor wave keep_stages"),
+    "machine and seed": (
+        "seed",
+        "device threads precision deterministic executor ray_address ray_gpus wave keep_stages",
+    ),
 }
 # Where a box offers words, though it takes others, too; "task" takes no other.
 SUGGESTED: dict[str, tuple[str, ...]] = {
@@ -63,13 +69,17 @@ SUGGESTED: dict[str, tuple[str, ...]] = {
 }
 # A field counts only where another one has one of these values.
 ONLY: dict[str, tuple[str, tuple[str, ...]]] = {
-    "samples": ("randomness", ("fixed", "target_ir")),
+    "samples": ("randomness", ("fixed", "target_ir", "adaptive")),
     "sampling_ratio": ("randomness", ("decrease", "increase")),
-    "target_ir": ("randomness", ("target_ir",)),
+    "target_ir": ("randomness", ("target_ir", "adaptive")),
     **dict.fromkeys(
         ("mask_sparsity_weight", "mask_binary_weight", "mask_learning_rate"), ("method", ("learned-mask",))
     ),
     **dict.fromkeys(("regrow_every", "regrow_share"), ("method", DYNAMIC)),
+    **dict.fromkeys(
+        ("candidates", "racing", "emep_epochs", "emep_steps", "emep_learning_rate"), ("method", ("randomized",))
+    ),
+    **dict.fromkeys(("ray_address", "ray_gpus"), ("executor", ("ray",))),
     "criterion": ("method", tuple(name for name in METHOD_NAMES if name not in AT_START)),
 }
 
@@ -83,6 +93,11 @@ PRESETS: dict[str, tuple[str, Settings]] = {
     "tutorial": (
         "a tiny BERT learns generated sentences (singular or plural) and is pruned to 33x: two minutes or so",
         preset("sentences"),
+    ),
+    "tiny-cnn": (
+        "a small convolutional network learns the same digits and is pruned to 33x, small tensors less than large "
+        "ones: some seconds, at most a minute",
+        preset("tiny-cnn"),
     ),
     "tiny-vit": (
         "a tiny vision transformer learns the same digits and is pruned to 33x: a minute or two",
@@ -190,6 +205,16 @@ def counts(name: str, settings: Mapping[str, Any]) -> bool:
     """The field means something beside these settings. Where not, a front-end greys it out and leaves it out."""
     other, values = ONLY.get(name, ("", ()))
     return not other or settings.get(other, BY_NAME[other].default) in values
+
+
+def idle(config: RunConfig, given: Iterable[str]) -> list[str]:
+    """A sentence on each of the settings that were given and mean nothing beside the others."""
+    values = config.model_dump()
+    idle_ones = [(name, *ONLY[name]) for name in given if not counts(name, values)]
+    return [
+        f"{name} counts only with {other} {' or '.join(fitting)}, not with {values[other]}."
+        for name, other, fitting in idle_ones
+    ]
 
 
 def filled(settings: Mapping[str, Any]) -> Settings:

@@ -20,7 +20,41 @@ PAUSE = 1.0  # seconds between two looks at a run's files
 DRAWING_PAUSE = 3.0  # seconds between two drawings of its charts
 
 
-class RunPanel(Panel):
+class LivePanel(Panel):
+    """What works on its own, as it goes on: a thread looks at its files until it has ended."""
+
+    def __init__(self, *children: ipywidgets.Widget) -> None:
+        self._closing = threading.Event()
+        self._watched = False
+        super().__init__(*children)
+        self._try(self._follow)
+
+    def refresh(self) -> bool:
+        """Read the files and show what has changed; whether more is to come."""
+        with self._lock:
+            more = [False]
+            self._try(lambda: more.append(self._look()))
+            self._watched = more[-1] and not self._closing.is_set()
+            return self._watched
+
+    def close(self) -> None:
+        """Take the panel off the screen. What it shows goes on."""
+        self._closing.set()
+        super().close()
+
+    def _look(self) -> bool:
+        """Show what the files say now; whether more is to come."""
+        raise NotImplementedError
+
+    def _follow(self) -> None:
+        """Show it, and go on until it has ended."""
+        watched = self._watched
+        if self.refresh() and not watched:
+            arguments = (weakref.ref(self), self._closing)
+            threading.Thread(target=_watch, args=arguments, daemon=True, name="randprune-watch").start()
+
+
+class RunPanel(LivePanel):
     """Panel 6: a run as it goes on; stop it, resume it. Made by ``Handle.panel``."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,40 +65,22 @@ class RunPanel(Panel):
         self._parts = {
             name: ipywidgets.HTML() for name in ("head", "result", "ladder", "lanes", "near", "epochs", "log")
         }
-        self._closing = threading.Event()
-        self._watched = False
         self._drawn: dict[str, Any] = {}
         self._next_drawing = 0.0
         parts = list(self._parts.values())
         super().__init__(parts[0], self._bar, ipywidgets.HBox([self._stop, self._resume]), *parts[1:])
-        self._try(self._follow)
 
     def table(self) -> dict[str, Any]:
         """What the panel shows, as plain values: ``live.live_view``."""
         return live.live_view(self.folder)
 
-    def refresh(self) -> bool:
-        """Read the run's files and show what has changed; whether more is to come."""
-        with self._lock:
-            view = self.table()
-            self._try(lambda: self._show(view))
-            self._watched = bool(view["is_live"]) and not self._closing.is_set()
-            return self._watched
-
-    def close(self) -> None:
-        """Take the panel off the screen. The run goes on."""
-        self._closing.set()
-        super().close()
+    def _look(self) -> bool:
+        view = self.table()
+        self._try(lambda: self._show(view))
+        return bool(view["is_live"])
 
     def _still(self) -> dict[str, str]:
         return Handle(self.folder)._repr_mimebundle_()
-
-    def _follow(self) -> None:
-        """Show the run, and go on until it has ended."""
-        watched = self._watched
-        if self.refresh() and not watched:
-            arguments = (weakref.ref(self), self._closing)
-            threading.Thread(target=_watch, args=arguments, daemon=True, name="randprune-watch").start()
 
     def _stop_run(self) -> None:
         jobs.stop(self.folder, wait=False)
@@ -109,8 +125,8 @@ class RunPanel(Panel):
                 show(self._parts[name], section(title, chart, paragraph(view[name]["sentence"])))
 
 
-def _watch(held: weakref.ref[RunPanel], closing: threading.Event) -> None:
-    """Look at the run's files again and again, for as long as it runs and somebody holds the panel."""
+def _watch(held: weakref.ref[LivePanel], closing: threading.Event) -> None:
+    """Look at the files again and again, for as long as there is more to come and somebody holds the panel."""
     while not closing.wait(PAUSE):
         panel = held()
         if panel is None or not panel.refresh():

@@ -65,13 +65,13 @@ def start_all(configs: Sequence[RunConfig], *, parent: Path | None = None) -> li
     count = slots()
     for config in configs:
         _refuse_objects(config)
-    with _saying_what_failed(parent):
+    with saying_what_failed(parent):
         parent.mkdir(parents=True, exist_ok=True)
     with statuses.queue_lock(parent):
         _refuse_twice(configs, parent)
         folders: list[Path] = []
         try:
-            with _saying_what_failed(parent):
+            with saying_what_failed(parent):
                 for config in configs:
                     folders.append(store.new_folder(config, parent=parent))
                     grouped = config.model_copy(update={"group": config.group or folders[0].name})
@@ -105,7 +105,7 @@ def resume(folder: str | Path, *, wave: int | None = None) -> None:
             raise ValueError(f"{folder.name}: is {found.state} already. Wait for it, or stop it first.")
         if not found.can_resume:
             raise ValueError(f"{folder.name}: is {found.state}, there is nothing to resume. {found.message}".strip())
-        with _saying_what_failed(folder):
+        with saying_what_failed(folder):
             (folder / CANCEL).unlink(missing_ok=True)
             (folder / statuses.RESERVE).unlink(missing_ok=True)
             statuses.write(folder, Record(state="queued", queued_at=time.time_ns()))
@@ -139,7 +139,8 @@ def _work_of(config: RunConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _saying_what_failed(folder: Path) -> Iterator[None]:
+def saying_what_failed(folder: Path) -> Iterator[None]:
+    """Inside, an error of the disk becomes a ValueError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -150,13 +151,19 @@ def _saying_what_failed(folder: Path) -> Iterator[None]:
 
 
 def _launch(folder: Path, count: int, *arguments: str) -> None:
-    """Start the process of a run that status.json says is queued; the caller holds the lock of the queue."""
-    given = ["--slots", str(count), "--gpus", str(torch.cuda.device_count()), *arguments]
+    begin("work", folder, "--slots", str(count), "--gpus", str(torch.cuda.device_count()), *arguments)
+
+
+def begin(room: str, folder: Path, *arguments: str) -> None:
+    """Start ``python -m randprune_lab.ROOM FOLDER`` for a folder that status.json says is queued; its log is log.txt.
+
+    The caller holds the lock of the queue.
+    """
     if (folder / LOG).is_symlink():
         (folder / LOG).unlink()  # nothing is written elsewhere
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
-            [*module_command("work"), str(folder), *given],
+            [*module_command(room), str(folder), *arguments],
             env=module_environment() | {"TQDM_DISABLE": "1", "PYTHONIOENCODING": "utf-8:replace"},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -293,7 +300,7 @@ def delete(folder: str | Path) -> None:
     with statuses.queue_lock(folder.parent):
         if statuses.is_live(folder):
             raise ValueError(f"{folder.name}: a process works on it, or waits to. Stop it first.")
-        with _saying_what_failed(folder):
+        with saying_what_failed(folder):
             shutil.rmtree(folder)
 
 
@@ -316,7 +323,7 @@ def write_note(folder: str | Path, text: str) -> None:
     _check_run(folder)
     if len(text) > NOTE_LENGTH:
         raise ValueError(f"a note of {len(text):,} characters: at most {NOTE_LENGTH:,} are kept. Shorten it.")
-    with _saying_what_failed(folder):
+    with saying_what_failed(folder):
         write_atomically(folder / NOTE, text.encode(errors="replace"))
 
 

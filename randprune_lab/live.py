@@ -10,7 +10,7 @@ import io
 import os
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ def live_view(folder: str | Path, *, now: float | None = None) -> Row:
         damage: what cannot be read, a sentence; "": nothing.
         progress: share (of the planned epochs, in [0, 1]), doing, elapsed and left (seconds; None: unknown), sentence.
         ladder: rows as ``figures.ladder_rows`` gives them.
-        lanes: rows: stage, candidate, name, state ("waiting", "judging", "judged", "failed", "winner"), score, loss,
-            ir, swapped, failed, winner.
+        lanes: rows: stage, candidate, name, state ("waiting", "judging", "judged", "dropped" (from a race), "failed",
+            "winner"), score, loss, ir, swapped, failed, winner.
         epochs: rows: phase, stage, epoch, loss, terms, score.
         near: rows: stage, sparsity, share (of the weights from 2/3 tau to 4/3 tau before the cut), ir, swapped (None:
             not known yet).
@@ -183,10 +183,10 @@ def _progress(journal: Journal, config: RunConfig, status: Status, now: float, *
     return {"share": share, "doing": doing, "elapsed": elapsed, "left": left, "sentence": f"{text}."}
 
 
-def _work(journal: Journal, config: RunConfig) -> tuple[Counter[str], Counter[str]]:
-    """Epochs trained of each kind, and the seconds that they took."""
-    trained: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
+def _work(journal: Journal, config: RunConfig) -> tuple[dict[str, float], dict[str, float]]:
+    """Epochs trained of each kind, and the seconds that they took; of a race, each candidate ends an equal share."""
+    trained: defaultdict[str, float] = defaultdict(float)
+    spent: defaultdict[str, float] = defaultdict(float)
     for event, gap in zip(journal.events, journal.gaps, strict=True):
         match event:
             case EpochFinished() | DenseFinished() | StageFinished():
@@ -195,14 +195,16 @@ def _work(journal: Journal, config: RunConfig) -> tuple[Counter[str], Counter[st
                 trained[kind] += isinstance(event, EpochFinished)
             case StageStarted() | CandidateScored() | MaskChosen():
                 kind = "judging"
-                trained[kind] += config.emep_epochs * isinstance(event, CandidateScored)
+                trained[kind] += config.judging_epochs / config.candidates * isinstance(event, CandidateScored)
             case _:
                 continue
-        spent[kind] += gap  # type: ignore[assignment]  # seconds, not whole
+        spent[kind] += gap
     return trained, spent
 
 
-def _done(journal: Journal, config: RunConfig, plan: Mapping[str, int], trained: Mapping[str, int]) -> dict[str, int]:
+def _done(
+    journal: Journal, config: RunConfig, plan: Mapping[str, float], trained: Mapping[str, float]
+) -> dict[str, float]:
     """Epochs that need not be trained any more: patience and the end of a phase spare some."""
     stages = len(config.stages)
     chosen, closed = len(journal.all(MaskChosen)), len(journal.all(StageFinished))
@@ -214,13 +216,13 @@ def _done(journal: Journal, config: RunConfig, plan: Mapping[str, int], trained:
         tuned = sum(event.stage == last.stage for event in journal.all(EpochFinished))
     return {
         "dense": plan["dense"] if journal.newest(DenseFinished) else trained["dense"],
-        "judging": chosen * plan["judging"] // stages + judged * config.emep_epochs,
+        "judging": chosen * plan["judging"] / stages + judged * config.judging_epochs / config.candidates,
         "tuning": closed * config.max_epochs + tuned,
     }
 
 
 def _left(
-    plan: Mapping[str, int], done: Mapping[str, int], trained: Mapping[str, int], spent: Mapping[str, float]
+    plan: Mapping[str, float], done: Mapping[str, float], trained: Mapping[str, float], spent: Mapping[str, float]
 ) -> float | None:
     """Seconds, at the pace of each kind of work so far; what has not begun is taken at the mean pace."""
     epochs = sum(trained.values())
@@ -306,7 +308,7 @@ def _lanes(journal: Journal, config: RunConfig, status: Status) -> list[Row]:
             winner = mask is not None and mask.winner == number
             state = "judging" if number in judging else "waiting"
             if event is not None:
-                state = "judged" if score else "failed"
+                state = "failed" if score is None else "dropped" if event.steps else "judged"
             known = event or (mask if winner else None)
             rows.append(
                 {
@@ -336,12 +338,15 @@ def _lanes_sentence(rows: Sequence[Mapping[str, Any]], config: RunConfig) -> str
     judged = [row for row in own if row["score"] is not None]
     failed = sum(row["state"] == "failed" for row in own)
     text = f"Stage {stage} of {len(config.stages)}: {len(judged)} of {len(own)} masks are judged"
+    dropped = sum(row["state"] == "dropped" for row in own)
+    if dropped:
+        text += f", {dropped} of them dropped early"
     if failed:
         text += f", {failed} failed"
     if winner is not None and winner["score"] is not None:
         text += f"; the {winner['name']} won with {accuracy(winner['score'])}, ir = {winner['ir']:.3g}"
-    elif judged:
-        best = max(judged, key=lambda row: (row["score"], -row["loss"], -row["candidate"]))
+    elif to_the_end := [row for row in judged if row["state"] != "dropped"]:
+        best = max(to_the_end, key=lambda row: (row["score"], -row["loss"], -row["candidate"]))
         text += f"; the best so far is the {best['name']} with {accuracy(best['score'])}"
     return f"{text}."
 

@@ -15,7 +15,7 @@ from randprune_lab.densities import erk
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.patterns import Pattern, pattern_mask, pattern_sampler
 from randprune_lab.sampling import candidate_generator, introduced_randomness, magnitude_mask, mask_sampler
-from randprune_lab.schedules import OutOfReachError, power_for_ir, samples_for_ratio
+from randprune_lab.schedules import OutOfReachError, power_for_ir, samples_for_ratio, spread_targets
 from randprune_lab.state import ExploreState
 
 Masks = dict[str, Tensor]
@@ -28,24 +28,32 @@ class StageMasks:
     """The masks of one stage: what is common to its candidates is worked out once.
 
     Attributes:
-        samples, power: M and T of each tensor ("*" in global scope).
+        samples, power: M and T of each tensor ("*" in global scope); no power where it differs among candidates.
         clamped: tensors whose target ir is out of reach, and what they get instead; sentences.
         draw: number of the candidate -> its masks; 0 is the deterministic one.
+        targets: with adaptive randomness the ir that each random candidate aims at.
     """
 
     samples: dict[str, int]
     power: dict[str, float]
     clamped: tuple[str, ...]
     draw: Callable[[int], Masks]
+    targets: dict[int, float] = dataclasses.field(default_factory=dict)
 
 
 def stage_masks(
-    weights: Mapping[str, Tensor], alive: Mapping[str, Tensor], stage: int, config: RunConfig
+    weights: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+    stage: int,
+    config: RunConfig,
+    *,
+    targets: Mapping[int, float] | None = None,
 ) -> StageMasks:
     """The masks of stage ``stage`` (from 1) of a run: of ``weights``, among those that are ``alive``.
 
     In global scope all tensors are one long vector in parameter order: one threshold, one M, one seed. ``weights``
-    may be any scores, 0 or more, that masks shall be drawn from instead of magnitudes.
+    may be any scores, 0 or more, that masks shall be drawn from instead of magnitudes. ``targets``: for adaptive
+    randomness, candidate -> ir; None: those of the first stage.
     """
     whole = config.scope == "global"
     shapes = {name: weight.shape for name, weight in weights.items()}
@@ -55,17 +63,26 @@ def stage_masks(
     overall = config.stages[stage - 1]
     sparsities = tensor_sparsities({name: weight.shape for name, weight in weights.items()}, overall, config)
     pattern = Pattern.of(config.pattern)
-    clamped: list[str] = []
     samples = {name: samples_of(weight.numel(), sparsities[name], config) for name, weight in weights.items()}
     power, target = dict.fromkeys(weights, config.power), config.target_of(stage)
+    clamped: list[str] = []
+    powers: dict[int, dict[str, float]] = {}  # of candidates that have their own
     if target is not None:
-        for name, weight in weights.items():
-            histogram = MagnitudeHistogram.of(weight, alive=alive[name])
-            power[name], nearest = power_of(histogram, sparsities[name], target, config)
-            if nearest == target:
-                continue
-            clamped.append(f"stage {stage}, {name}: an ir of {target:g} is out of reach, it gets {nearest:.4g}.")
+        histograms = {name: MagnitudeHistogram.of(weight, alive=alive[name]) for name, weight in weights.items()}
+        if config.randomness == "adaptive":
+            power = {}
+            targets = spread_targets(target, range(1, config.candidates)) if targets is None else targets
+            for candidate, own in targets.items():
+                powers[candidate], nearest = powers_of(histograms, sparsities, own, config)
+                clamped += _all_clamped(stage, candidate, own, nearest)
+        else:
+            power, nearest = powers_of(histograms, sparsities, target, config)
+            clamped = [
+                f"stage {stage}, {name}: an ir of {target:g} is out of reach, it gets {ir:.4g}."
+                for name, ir in nearest.items()
+            ]
     samplers: dict[str, Callable[[torch.Generator], Tensor]] = {}
+    drawn_with = power
 
     def plain(name: str, weight: Tensor) -> Tensor:
         if pattern is not None:
@@ -75,7 +92,7 @@ def stage_masks(
     def sampler(name: str, weight: Tensor) -> Callable[[torch.Generator], Tensor]:
         settings: dict[str, Any] = {
             "samples": samples[name],
-            "power": power[name],
+            "power": drawn_with[name],
             "reach": config.reach,
             "method": config.sampler,
             "ties": config.ties,
@@ -86,17 +103,22 @@ def stage_masks(
         return mask_sampler(weight, sparsities[name], **settings)
 
     def draw(candidate: int) -> Masks:
+        nonlocal drawn_with
         if candidate == 0:
             masks = {name: plain(name, weight) for name, weight in weights.items()}
         else:
             masks = {}
+            own = powers.get(candidate, power)
+            if own is not drawn_with:  # samplers are as large as the weights: those of one candidate at a time
+                samplers.clear()
+                drawn_with = own
             for name, weight in weights.items():
                 if name not in samplers:
                     samplers[name] = sampler(name, weight)
                 masks[name] = samplers[name](candidate_generator(config.seed, stage, candidate, name, weight.device))
         return split(masks[EVERYTHING], shapes) if whole else masks
 
-    return StageMasks(samples, power, tuple(clamped), draw)
+    return StageMasks(samples, power, tuple(clamped), draw, dict(targets or {}) if powers else {})
 
 
 def tensor_sparsities(shapes: Mapping[str, Sequence[int]], sparsity: float, config: RunConfig) -> dict[str, float]:
@@ -119,6 +141,29 @@ def samples_of(size: int, sparsity: float, config: RunConfig | ExploreState) -> 
             "Use sampler='fast', or fewer samples."
         )
     return samples
+
+
+def powers_of(
+    histograms: Mapping[str, MagnitudeHistogram], sparsities: Mapping[str, float], target_ir: float, config: RunConfig
+) -> tuple[dict[str, float], dict[str, float]]:
+    """T of each tensor for a target ir; and the nearest ir of those where it is out of reach."""
+    powers, clamped = {}, {}
+    for name, histogram in histograms.items():
+        powers[name], nearest = power_of(histogram, sparsities[name], target_ir, config)
+        if nearest != target_ir:
+            clamped[name] = nearest
+    return powers, clamped
+
+
+def _all_clamped(stage: int, candidate: int, target: float, nearest: Mapping[str, float]) -> list[str]:
+    """One sentence for all tensors, since there are many candidates; none where nothing was clamped."""
+    if not nearest:
+        return []
+    others = f" and {len(nearest) - 1} more" if len(nearest) > 1 else ""
+    least, most = min(nearest.values()), max(nearest.values())
+    get = f"it gets {least:.4g}" if least == most else f"they get {least:.4g} to {most:.4g}"
+    where = f"{next(iter(nearest))}{others}"
+    return [f"stage {stage}, mask {candidate}: an ir of {target:.4g} is out of reach in {where}, {get}."]
 
 
 def power_of(

@@ -112,8 +112,11 @@ def hooks_of(config: RunConfig) -> Hooks:
     return lambda phase: (*METHODS[config.method].hooks(phase), *_smoothing(phase))
 
 
-def planned_epochs(config: RunConfig) -> dict[str, int]:
-    """The epochs that a run trains at most: of the dense network, of judging candidates, of fine-tuning."""
-    candidates, stages = len(METHODS[config.method].candidates(config)), len(config.stages)
-    judging = candidates * config.emep_epochs if candidates > 1 else 0
+def planned_epochs(config: RunConfig) -> dict[str, float]:
+    """The epochs that a run trains at most: of the dense network, of judging candidates, of fine-tuning.
+
+    Whole numbers, unless candidates race.
+    """
+    stages = len(config.stages)
+    judging = config.judging_epochs if len(METHODS[config.method].candidates(config)) > 1 else 0
     return {"dense": config.dense_epochs, "judging": stages * judging, "tuning": stages * config.max_epochs}

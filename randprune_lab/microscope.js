@@ -1396,7 +1396,11 @@ function mount(root, ask, options = {}) {
   const view = { root, id, places, frozen: Boolean(options.frozen), state: null, derived: null, shown: {} };
   const { controls: offered, panels: shown } = options;
   view.offers = (field) => (offered?.includes(field) ?? true) && (field !== "candidates" || (shown?.includes(field) ?? true));
-  const conversation = createConversation(ask, view.frozen, options.busy ?? BUSY, (text) => {
+  const askAloud = (question) => {
+    if (!question.more) root.toggleAttribute("data-waits", !view.frozen); // tests wait for its end
+    ask(question);
+  };
+  const conversation = createConversation(askAloud, view.frozen, options.busy ?? BUSY, (text) => {
     places.alert.hidden = !text;
     setText(places.alert, text);
   });
@@ -1523,10 +1527,11 @@ function mount(root, ask, options = {}) {
   }
 
   /** Says in the DOM what has been drawn: tests and latency measurements wait for it. */
-  function stamp({ kind, seq, answers, done }) {
+  function stamp({ kind, seq, answers, done, total }) {
+    root.toggleAttribute("data-waits", !conversation.isIdle());
     if (kind === "quick") Object.assign(root.dataset, { seq: seq ?? "", answers: answers ?? "" });
     else if (seq !== undefined) root.dataset[`${kind}Seq`] = seq;
-    if (done !== undefined) root.dataset[`${kind}Done`] = done;
+    if (done !== undefined) Object.assign(root.dataset, { [`${kind}Done`]: done, [`${kind}Total`]: total });
   }
 
   const observer = new ResizeObserver((entries) => {

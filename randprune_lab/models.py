@@ -34,7 +34,7 @@ def build_model(name: str, seed: int, **head: Any) -> nn.Module:
     """A network, what is new in it initialized the same for the same seed. The global random state is left as it was.
 
     Args:
-        name: "mlp"; one of ``nets.NETS``; "tiny-bert", "tiny-vit"; a Hub id or a folder; "package.module:function" of a
+        name: "mlp"; one of ``nets.NETS``, ``pretrained.TINY``; a Hub id or a folder; "package.module:function" of a
             function that takes nothing and returns the network.
         seed: of the initialization.
         head: of transformers, the arguments of ``pretrained.load_network``; of ``nets.NETS``, ``outputs`` among them,

@@ -17,6 +17,7 @@ from randprune_lab.store import runs_folder
 
 DEMO = "demo"  # the network that the lab trains itself
 RUNS, MODELS = "runs/", "models/"
+STUDIES = "studies"  # folder of the runs folder
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 PATH_FIELDS = ("model", "dataset", "augment_model", "glove", "teacher")  # of RunConfig
 DEPTH = 3  # folders below a models folder that are listed
@@ -46,6 +47,18 @@ class Places:
         if folder is None or folder.parent != self.runs.resolve() or not folder.is_dir():
             raise ValueError(f"run {_shown(name)}: there is none of this name in the runs folder. See History.")
         return self.runs / name
+
+    def study(self, name: str) -> Path:
+        """The folder of the study of this name.
+
+        Raises:
+            ValueError: no such study lies directly in the folder of studies.
+        """
+        root = self.runs / STUDIES
+        folder = _inside(root, name)
+        if folder is None or folder.parent != root.resolve() or not (folder / "study.json").is_file():
+            raise ValueError(f"study {_shown(name)}: there is none of this name in the folder of studies. See Studies.")
+        return root / name
 
     def model(self, name: str) -> Path:
         """What a name of ``names`` stands for ("demo" has no path).

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 from randprune_lab import sentences, tiny
 from randprune_lab.files import reason_of
 
-TINY = ("tiny-bert", "tiny-vit")
+TINY = {"tiny-bert": tiny.tiny_bert, "tiny-gpt2": tiny.tiny_gpt2, "tiny-vit": tiny.tiny_vit}
 TOKENIZER_FILES = ("tokenizer*.json", "tokenizer*.model", "vocab*", "*.model", "*.tiktoken")
 UNLIMITED = 1_000_000  # tokens; a tokenizer that says more says nothing
-OFFLINE = "Without a network, pass a folder that save_pretrained wrote; tiny-bert, tiny-vit and mlp need none."
+OFFLINE = (
+    "Without a network, pass a folder that save_pretrained wrote; tiny-bert, tiny-gpt2 (sentences), mlp, tiny-cnn and "
+    "tiny-vit (digits) need none."
+)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -33,9 +36,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ValueError: none can be loaded, or it cannot pad.
     """
     if name == "tiny-vit":
-        raise ValueError("model = 'tiny-vit': is for images, such as task digits. For texts, pass tiny-bert.")
-    if name == "tiny-bert":
-        return sentences.tokenizer()
+        raise ValueError(
+            "model = 'tiny-vit': is for images, such as task digits. For texts, pass tiny-bert or tiny-gpt2."
+        )
+    if name in TINY:
+        ours = sentences.tokenizer()
+        if name == "tiny-gpt2":
+            ours.model_input_names = ["input_ids", "attention_mask"]  # it would take token types for words
+        return ours
     folder = Path(name)
     if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in TOKENIZER_FILES):
         raise ValueError(  # transformers would make up an empty one
@@ -91,10 +99,10 @@ def load_network(
         heads["attn_implementation"] = "eager"
     if name in TINY:
         if images != (name == "tiny-vit"):
-            other = "tiny-vit or mlp" if images else "tiny-bert"
+            other = "mlp, tiny-cnn or tiny-vit" if images else "tiny-bert or tiny-gpt2"
             raise ValueError(f"model = {name!r}: does not take {'images' if images else 'texts'}. Pass {other}.")
         heads.pop("num_labels")
-        return (tiny.tiny_vit if name == "tiny-vit" else tiny.tiny_bert)(outputs, **heads)
+        return TINY[name](outputs, **heads)
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
     _check_place(name)

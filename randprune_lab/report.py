@@ -6,7 +6,6 @@ It tells what stands in the journal, nothing else; a run that is unfinished, or 
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from randprune_lab.benefit import benefit_sentences, read_benefit
 from randprune_lab.card import shown_name
 from randprune_lab.charts import accuracy, sparsity
 from randprune_lab.config import DYNAMIC, OBJECT, RunConfig
+from randprune_lab.document import document, figure_of, items, section, table_of, text_of
 from randprune_lab.events import (
     CandidateScored,
     DenseFinished,
@@ -121,18 +121,18 @@ def _page(run: _Run, others: list[_Run]) -> str:
     config = run.config
     title = f"{config.task}, {shown_name(config.model)}: {run.what}, seed {config.seed}"
     body = [
-        f"<h1>{_text(title)}</h1>",
-        f'<p class="summary">{_text(_summary(run, others))}</p>',
+        f"<h1>{text_of(title)}</h1>",
+        f'<p class="summary">{text_of(_summary(run, others))}</p>',
         _unfinished(run),
-        _section("Stage by stage", _stage_table(run, others), _accuracy_chart(run, others), _differences(run, others)),
-        _section("Candidates", _candidates(run)),
-        _section("Training", _loss_chart(run), _terms(run)),
-        _section("What sparsity bought", _benefit(run)),
-        _section("How to read this", _list(_statements(run)), _ERRATUM),
-        _section("Configuration", _config_table(config)),
-        f"<footer>Made by RandPrune Lab from the files in {_text(run.folder.name)}.</footer>",
+        section("Stage by stage", _stage_table(run, others), _accuracy_chart(run, others), _differences(run, others)),
+        section("Candidates", _candidates(run)),
+        section("Training", _loss_chart(run), _terms(run)),
+        section("What sparsity bought", _benefit(run)),
+        section("How to read this", items(_statements(run)), _ERRATUM),
+        section("Configuration", _config_table(config)),
+        f"<footer>Made by RandPrune Lab from the files in {text_of(run.folder.name)}.</footer>",
     ]
-    return _FRAME.format(title=_text(title), style=_STYLE, body="\n".join(body))
+    return document(title, body)
 
 
 def _summary(run: _Run, others: list[_Run]) -> str:
@@ -169,7 +169,7 @@ def _unfinished(run: _Run) -> str:
     where = f" Its last finished epoch is number {last.epoch} of " if last else " It has finished no epoch."
     where += ("the dense network." if last.stage == 0 else f"stage {last.stage}.") if last else ""
     text = f"This run {what}: {done} of {len(run.config.stages)} stages are finished.{where}"
-    return f'<p class="notice"><strong>Unfinished.</strong> {_text(text)}</p>'
+    return f'<p class="notice"><strong>Unfinished.</strong> {text_of(text)}</p>'
 
 
 def _stage_table(run: _Run, others: list[_Run]) -> str:
@@ -205,7 +205,7 @@ def _stage_table(run: _Run, others: list[_Run]) -> str:
         "parameters. ir and swapped: the winner against the plain mask of the same weights. Selection and test: "
         f"{run.metric} after fine-tuning on the two splits."
     )
-    return _table(head, rows) + f'<p class="note">{note}</p>'
+    return table_of(head, rows) + f'<p class="note">{note}</p>'
 
 
 def _accuracy_chart(run: _Run, others: list[_Run]) -> str:
@@ -223,7 +223,7 @@ def _accuracy_chart(run: _Run, others: list[_Run]) -> str:
     if not rows:
         return ""
     score = dense.test.metric if dense else None
-    return _figure(charts.accuracy_chart(rows, score, run.metric), charts.accuracy_sentence(rows, score, run.metric))
+    return figure_of(charts.accuracy_chart(rows, score, run.metric), charts.accuracy_sentence(rows, score, run.metric))
 
 
 def _differences(run: _Run, others: list[_Run]) -> str:
@@ -237,7 +237,7 @@ def _differences(run: _Run, others: list[_Run]) -> str:
             if value != ours[name] and name not in ("group", "control")
         ]
         lines.append(f"{other.label} ({other.status}): {'; '.join(differing) or 'the same settings'}.")
-    return "<p>What the runs beside this one do otherwise:</p>" + _list(lines) if lines else ""
+    return "<p>What the runs beside this one do otherwise:</p>" + items(lines) if lines else ""
 
 
 def _candidates(run: _Run) -> str:
@@ -252,6 +252,7 @@ def _candidates(run: _Run) -> str:
         score = event.selection
         judged = [accuracy(score.metric), f"{score.loss:.4f}"] if score else [NOTHING, NOTHING]
         verdict = "winner" if won else f"failed: {event.failed}" if event.failed else ""
+        verdict = verdict or f"dropped after {event.steps} steps" * bool(event.steps)
         rows.append(
             [str(event.stage), _mask(event.candidate), *judged, f"{event.ir:.4f}", _share(event.swapped), verdict]
         )
@@ -263,11 +264,14 @@ def _candidates(run: _Run) -> str:
             "winner": (event.stage, event.candidate) in wins,
         }
         for event in scored
+        if not event.steps  # scores after fewer steps do not compare
     ]
     head = ["stage", "mask", f"{run.metric} that decides", "loss", "ir", "swapped", "verdict"]
     known = any(point["score"] is not None for point in points)
-    picture = _figure(charts.candidates_chart(points, run.metric), charts.candidates_sentence(points)) if known else ""
-    table = _table(head, rows, marked=winners, kind="numbers candidates")
+    picture = (
+        figure_of(charts.candidates_chart(points, run.metric), charts.candidates_sentence(points)) if known else ""
+    )
+    table = table_of(head, rows, marked=winners, kind="numbers candidates")
     return f"{picture}<details open><summary>All candidates</summary>{table}</details>"
 
 
@@ -278,7 +282,7 @@ def _loss_chart(run: _Run) -> str:
         return "<p>No epoch is finished.</p>"
     distilled = run.config.distils and any(row["stage"] for row in rows)
     note = " While fine-tuning, the loss contains the distillation, so it does not compare with the dense network's."
-    return _figure(charts.loss_chart(rows), charts.loss_sentence(rows) + note * distilled)
+    return figure_of(charts.loss_chart(rows), charts.loss_sentence(rows) + note * distilled)
 
 
 def _terms(run: _Run) -> str:
@@ -292,14 +296,14 @@ def _terms(run: _Run) -> str:
         [str(stage), *(f"{event.terms.get(name, math.nan):.4g}" for name in names)] for stage, event in last.items()
     ]
     note = f"Parts of the loss in the last epoch of each stage, before their weights ({weights})."
-    return _table(["stage", *names], rows) + f'<p class="note">{_text(note)}</p>'
+    return table_of(["stage", *names], rows) + f'<p class="note">{text_of(note)}</p>'
 
 
 def _benefit(run: _Run) -> str:
     benefit = read_benefit(run.folder)
     if benefit is None:
         return "<p>Not measured: that is done when a run of a named network is finished.</p>"
-    return _list(benefit_sentences(benefit))
+    return items(benefit_sentences(benefit))
 
 
 def _statements(run: _Run) -> list[str]:
@@ -347,7 +351,7 @@ def _config_table(config: RunConfig) -> str:
         value = getattr(config, name)
         changed |= {place} if value != field.default else set()
         rows.append([name, _value(value), _value(field.default), field.description or ""])
-    table = _table(["setting", "value", "default", "meaning"], rows, marked=changed, kind="words")
+    table = table_of(["setting", "value", "default", "meaning"], rows, marked=changed, kind="words")
     return table + '<p class="note">Marked: what differs from the default.</p>'
 
 
@@ -375,88 +379,7 @@ def _value(value: Any) -> str:
     return "none" if value is None else str(value) or NOTHING
 
 
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)
-
-
-def _list(lines: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
-
-
-def _section(heading: str, *parts: str) -> str:
-    return f"<section><h2>{heading}</h2>{''.join(parts)}</section>"
-
-
-def _table(
-    head: Iterable[str], rows: Iterable[Iterable[str]], *, marked: Iterable[int] = (), kind: str = "numbers"
-) -> str:
-    """Cells are plain text; the rows whose places are ``marked`` stand out."""
-    top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
-    strong = set(marked)
-    lines = [
-        f"<tr{' class=marked' * (place in strong)}>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>"
-        for place, row in enumerate(rows)
-    ]
-    table = f'<table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    return f'<div class="wide" tabindex="0">{table}</div>'
-
-
-def _figure(chart: Any, sentence: str) -> str:
-    return f"<figure>{charts.to_svg(chart)}<figcaption>{_text(sentence)}</figcaption></figure>"
-
-
 _ERRATUM = (
     '<p>Method: <a href="https://arxiv.org/abs/2310.13183">arXiv 2310.13183</a>. Erratum: section 3.2.2 of the paper '
     "says randomness grows with M; it falls.</p>"
 )
-_FRAME = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-_STYLE = """
-:root { color-scheme: light dark; --text: #1b1b1b; --soft: #555; --back: #fff; --line: #d5d5d5; --mark: #e3f1fa;
-  --notice: #fff1e0; --link: #0b5c93; }
-@media (prefers-color-scheme: dark) { :root { --text: #e8e8e8; --soft: #b0b0b0; --back: #17191c; --line: #40444a;
-  --mark: #17384d; --notice: #4a3010; --link: #7cc4f5; } }
-@media print { :root { color-scheme: light; --text: #000; --soft: #444; --back: #fff; --line: #bbb; --mark: #e3f1fa;
-  --notice: #fff1e0; --link: #000; } .wide { overflow: visible !important; } table { font-size: 0.68rem !important; }
-  figure, tr { break-inside: avoid; } h2 { break-after: avoid; } }
-body { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; color: var(--text); background: var(--back);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 0.75rem; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 0.75rem; border-bottom: 1px solid var(--line); padding-bottom: 0.25rem; }
-a { color: var(--link); }
-.summary { font-size: 1.1rem; max-width: 48rem; }
-.notice { background: var(--notice); border-left: 4px solid #d55e00; padding: 0.6rem 0.9rem; }
-.note, figcaption, footer { color: var(--soft); font-size: 0.87rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; line-height: 1.35; overflow-wrap: normal; }
-th, td { padding: 0.3rem 0.45rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: left; }
-th { vertical-align: bottom; border-bottom: 2px solid var(--line); }
-.numbers th, .numbers td { text-align: right; }
-.numbers td { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.candidates th:last-child, .candidates td:last-child { text-align: left; white-space: normal; min-width: 8rem; }
-.words td:nth-child(-n+3) { overflow-wrap: anywhere; max-width: 16rem; }
-.words td:first-child { white-space: nowrap; }
-.marked td { background: var(--mark); font-weight: 600; }
-.words .marked td:last-child { font-weight: 400; }
-figure { margin: 1.25rem 0; }
-figure svg { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; }
-figcaption { margin-top: 0.4rem; max-width: 48rem; }
-summary { cursor: pointer; margin: 0.5rem 0; }
-li { margin: 0.2rem 0; }
-footer { margin-top: 2.5rem; }
-"""

@@ -1,7 +1,7 @@
-"""How sparsity rises from stage to stage, and how many masks are drawn at each.
+"""How sparsity rises from stage to stage, how many masks are drawn at each, how random, and how long each is judged.
 
 Sources: the two stage lists and the sampling ratio are of arXiv 2310.13183 (4.3, appendix); the cubic curve is of Zhu &
-Gupta 2017 (arXiv 1710.01878, Eq. 1).
+Gupta 2017 (arXiv 1710.01878, Eq. 1); successive halving is of Jamieson & Talwalkar 2016 (arXiv 1502.07943).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import scipy
@@ -28,6 +28,9 @@ STAGES: dict[str, tuple[float, ...]] = {
     "digits": (0.54, 0.83, 0.91, 0.9375, 0.97),  # ours: the paper's short list and one stage more, to 33x
 }
 
+# Each way: a stage looks at a factor of 16, as the paper's grid of sampling ratios does (17). A first centre that is
+# wrong by as much is left behind in two stages, and with eight candidates neighbours differ by a factor of 1.6.
+SPREAD = 4.0
 MAX_SAMPLES = 2**20  # beyond these two, what is left to chance is narrower than a bin of the histogram
 MAX_POWER = 1000.0
 
@@ -181,6 +184,47 @@ def ir_range(
         for power in (MAX_POWER, 0.0)
     )
     return least, most
+
+
+def spread_targets(centre: float, candidates: Sequence[int]) -> dict[int, float]:
+    """Adaptive randomness: the ir that each random candidate aims at, the lowest number at the least.
+
+    Evenly in log between ``centre / SPREAD`` and ``centre * SPREAD``; one alone aims at the centre.
+    """
+    steps = max(len(candidates) - 1, 1)
+    first = -1.0 if len(candidates) > 1 else 0.0
+    return {number: centre * SPREAD ** (first + 2 * place / steps) for place, number in enumerate(candidates)}
+
+
+def next_centre(ir: float, targets: Mapping[int, float]) -> float:
+    """Where the next stage's targets lie: at the winner's ``ir``, as it was drawn, within this stage's ``targets``.
+
+    So at the least of them when the deterministic mask won, whose ir is 0. As drawn, since what was asked for may have
+    been out of reach: the targets would run away.
+    """
+    return min(max(ir, min(targets.values())), max(targets.values()))
+
+
+def race_rounds(candidates: int, steps: int) -> list[tuple[int, int]]:
+    """Successive halving: how many candidates each round trains, and at which step it ends; one pair a round.
+
+    After a round the better half goes on, rounded up; the last two train all ``steps``. Each round ends at twice the
+    step of the one before. Eight: all to a quarter of the steps, four to the half, two to the end, which costs as many
+    steps as four to the end. One or two: a single round.
+
+    Raises:
+        ValueError: the first round would have no step.
+    """
+    fields = [candidates]
+    while fields[-1] > 2:
+        fields.append(math.ceil(fields[-1] / 2))
+    if steps < 2 ** (len(fields) - 1):
+        raise ValueError(
+            f"racing with {candidates} candidates has {len(fields)} rounds, which need {2 ** (len(fields) - 1)} steps "
+            f"of judging or more; there are {steps}. Pass racing=False, fewer candidates, or a longer judging "
+            "(emep_epochs, emep_steps)."
+        )
+    return [(field, steps >> len(fields) - number) for number, field in enumerate(fields, start=1)]
 
 
 _NO_RANDOMNESS = 1e-300  # stands for ir = 0 where a logarithm is taken

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -83,11 +84,13 @@ class Judged:
         asked: how many are to be judged; 0: no such stage has begun.
         scores: by number of the candidate; None: it failed.
         winner: the number of the one that was chosen; None: not yet.
+        targets: the ir that each random mask aims at, where they differ.
     """
 
     asked: int = 0
     scores: Mapping[int, float | None] = dataclasses.field(default_factory=dict)
     winner: int | None = None
+    targets: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -275,9 +278,9 @@ class RunSource:
         if started is None or not ends:
             raise ValueError(f"{folder}: this run has no weights to look at yet. Wait for its dense network.")
         self.note = _note(self.config)
-        self._draws_here = self.config.by_magnitude and not started.device.startswith(
-            "cuda"
-        )  # there the same seed draws other masks
+        # On a GPU the same seed draws other masks; with adaptive randomness each has an ir of its own.
+        alike = not started.device.startswith("cuda") and self.config.randomness != "adaptive"
+        self._draws_here = self.config.by_magnitude and alike
         self._judged: tuple[Hashable, dict[int, Judged]] = (None, {})
         shapes = dict(_floats_of(next(iter(ends.values())), "model."))
         _refuse_nothing(str(folder), shapes)
@@ -334,20 +337,30 @@ class RunSource:
         settings = {name: getattr(config, name) for name in SHARED}
         settings |= {"sparsity": config.stages[stage - 1], "candidates": min(config.candidates, MOST_CANDIDATES)}
         target = config.target_of(stage)
+        if config.randomness == "adaptive":  # shown as one ir for all, in the middle of the candidates'
+            settings["randomness"] = "target_ir"
+            targets = self._judged_at(stage).targets.values()
+            target = math.sqrt(min(targets) * max(targets)) if targets else target
         return settings if target is None else {**settings, "target_ir": target}
 
     def scores(self, stage: int) -> Judged:
-        """Read from the journal when it has grown. Masks that cannot be drawn here (of a CUDA device) have none."""
+        """What the run knows of the masks drawn here: nothing if they are others (of a GPU, or of adaptive ir)."""
+        return self._judged_at(stage) if self._draws_here else Judged()
+
+    def _judged_at(self, stage: int) -> Judged:
+        """Read from the journal when it has grown."""
         journal = _stamp(self._folder / "events.jsonl")
         if self._judged[0] != journal:
             self._judged = journal, dict(_judged(store.story(self._folder)))
-        return self._judged[1].get(stage, Judged()) if self._draws_here else Judged()
+        return self._judged[1].get(stage, Judged())
 
 
 def _note(config: RunConfig) -> str:
     """How the run's masks differ from those that the explorer draws; empty: they do not."""
     if config.method in DYNAMIC:
         return f"This run's mask moved while it trained ({config.method}); those here are of magnitudes."
+    if config.by_magnitude and config.randomness == "adaptive" and config.method.startswith("randomized"):
+        return "This run's random masks each aimed at an ir of their own; those here all aim at the one in the middle."
     if config.by_magnitude:
         return ""
     rule = {"criterion": "magnitude", "pattern": UNSTRUCTURED, "densities": "uniform"}
@@ -362,7 +375,7 @@ def _judged(events: Iterable[Event]) -> Iterator[tuple[int, Judged]]:
     for event in events:
         match event:
             case StageStarted():
-                judged = Judged(len(event.candidates))
+                judged = Judged(len(event.candidates), targets=event.targets)
             case CandidateScored():
                 score = event.selection.metric if event.selection and event.failed is None else None
                 judged = dataclasses.replace(judged, scores={**judged.scores, event.candidate: score})

@@ -63,6 +63,10 @@ class Tokens:
         """The rows of the longest texts."""
         return self.lengths.argsort(descending=True, stable=True)[:number]
 
+    def first(self, rows: int) -> Tokens:
+        """The first rows."""
+        return dataclasses.replace(self, starts=self.starts[: rows + 1])
+
     @classmethod
     def joined(cls, parts: list[Tokens]) -> Tokens:
         """The rows of all parts, one part after another."""
@@ -105,6 +109,10 @@ class Images:
         """The pictures on another device."""
         return dataclasses.replace(self, pixels=self.pixels.to(device))
 
+    def first(self, rows: int) -> Images:
+        """The first rows."""
+        return dataclasses.replace(self, pixels=self.pixels[:rows])
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
@@ -139,6 +147,11 @@ class Split:
         """The split on another device; texts stay in main memory, only their batches go there."""
         labels = self.labels if isinstance(self.inputs, Tokens) else self.labels.to(device)
         return Split(self.inputs.to(device), labels)
+
+    def first(self, rows: int) -> Split:
+        """Its first rows."""
+        inputs = self.inputs[:rows] if isinstance(self.inputs, Tensor) else self.inputs.first(rows)
+        return Split(inputs, self.labels[:rows])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

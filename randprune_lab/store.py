@@ -288,7 +288,10 @@ def _check_whole(folder: Path, events: Sequence[Event]) -> None:
 
 
 def _judged(told: list[tuple[int, Event]], stands: int, progress: Progress) -> list[tuple[int, Event]]:
-    """The events after a stage boundary that stand: candidates, once judged, are not judged again."""
+    """The events after a stage boundary that stand: candidates, once judged, are not judged again.
+
+    Before one was judged nothing stands: not all that is said at a stage's start may have been said.
+    """
     after: list[tuple[int, Event]] = []
     for number, event in told:
         if progress.phase != "scoring" or number < stands or isinstance(event, Resumed):
@@ -296,7 +299,7 @@ def _judged(told: list[tuple[int, Event]], stands: int, progress: Progress) -> l
         if not isinstance(event, StageStarted | Warned | CandidateScored):
             break
         after.append((number, event))
-    return after
+    return after if any(isinstance(event, CandidateScored) for _, event in after) else []
 
 
 def _dense(folder: Path, progress: Progress) -> dict[str, Tensor]:

@@ -61,7 +61,8 @@ class Rows:
 
     def pick(self, rows: Tensor) -> Rows:
         """Some of them."""
-        return Rows([self.texts[row] for row in rows], [self.labels[row] for row in rows])
+        picked = rows.tolist()
+        return Rows([self.texts[row] for row in picked], [self.labels[row] for row in picked])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +213,8 @@ def _stamp(files: Sequence[Path]) -> str:
 
 def _texts(split: Any, columns: Sequence[str], where: str) -> tuple[list[tuple[str, ...]], int]:
     """The texts of every row, and the number of pairs of which one is empty."""
-    texts = list(zip(*(split[column] for column in columns), strict=True))
+    # [:] takes a column at once; without it datasets hands out row after row, which takes ten times as long.
+    texts = list(zip(*(split[column][:] for column in columns), strict=True))
     blank = 0
     for row, parts in enumerate(texts):
         wrong = next((part for part in parts if part is not None and not isinstance(part, str)), None)
@@ -233,7 +235,7 @@ def _class_names(split: Any, source: Source) -> tuple[str, ...]:
         return ()
     if getattr(feature, "names", None):
         return tuple(feature.names)
-    values = {value for value in split[column] if value not in (None, "")}
+    values = {value for value in split[column][:] if value not in (None, "")}
     if any(isinstance(value, float) for value in values):
         return ()
     return tuple(map(str, sorted(values, key=lambda value: (isinstance(value, str), value))))
@@ -241,7 +243,7 @@ def _class_names(split: Any, source: Source) -> tuple[str, ...]:
 
 def _labels(split: Any, column: str, names: tuple[str, ...], where: str) -> list[float]:
     """Numbers of classes, or decimals."""
-    values = list(split[column])
+    values = split[column][:]
     numbered = getattr(split.features[column], "names", None)
     known = dict(zip(range(len(names)) if numbered else names, range(len(names)), strict=True)) if names else {}
     labels: list[float] = []

@@ -39,7 +39,7 @@ def load_task(config: RunConfig, tokenizer: PreTrainedTokenizerBase | None = Non
         return load_pictures(config)
     if tokenizer is None:
         raise ValueError(
-            f"task = {config.task!r}: needs a model with a tokenizer. Pass tiny-bert, a Hub id or a folder."
+            f"task = {config.task!r}: needs a model with a tokenizer. Pass tiny-bert, tiny-gpt2, a Hub id or a folder."
         )
     return load_texts(config, tokenizer)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from randprune_lab.contest import Entry
     from randprune_lab.events import Event
     from randprune_lab.packing import PackedSizes
+    from randprune_lab.scaling import Fit, Scale, StudyTime, Throughput
     from randprune_lab.state import ExploreState
     from randprune_lab.status import Status
     from randprune_lab.store import RunSummary
@@ -243,6 +244,91 @@ def print_sizes(sizes: PackedSizes, target: Path) -> None:
     )
 
 
+def print_masked(folder: Path, record: Mapping[str, Any], seconds: float, peak: int | None) -> None:
+    """The tensors of a checkpoint that was masked; ``record`` is the content of its mask.json."""
+    totals = record["totals"]
+    tensors = {name: facts for shard in record["shards"].values() for name, facts in shard.items()}
+    drawn = [name for name in ("samples", "power") if any(name in facts for facts in tensors.values())]
+    cells = [
+        [
+            name,
+            f"{facts['size']:,}",
+            f"{facts['kept']:,}",
+            "-" if facts["threshold"] is None else f"{facts['threshold']:.4g}",
+            *(f"{facts[column]:,.4g}" for column in drawn),
+            *(["-" if facts.get("ir") is None else f"{facts['ir']:.5f}", f"{facts['swapped']:.2%}"] if drawn else []),
+        ]
+        for name, facts in tensors.items()
+    ]
+    columns = ["tensor", "weights", "kept", "tau", *({"samples": "M", "power": "T"}[name] for name in drawn)]
+    print_table(f"{record['source']['name']}, masked", [*columns, *(["ir", "swapped"] if drawn else [])], cells)
+    say(
+        f"{totals['kept']:,} of {totals['prunable']:,} prunable weights kept: sparsity {totals['sparsity']:.4f}, "
+        f"of all {totals['parameters']:,} parameters {totals['sparsity_of_all']:.4f}"
+        + (f"; ir {totals['ir']:.5f}, swapped {totals['swapped']:.2%}." if drawn else ".")
+    )
+    quantized = f", {totals['quantized']} quantized ones" if totals["quantized"] else ""
+    say(f"Left alone: {totals['left_alone']} tensors (embeddings, norms, heads and others{quantized}).")
+    for note in record["notes"]:
+        say(f"note: {note}")
+    memory = "" if peak is None else f", at most {peak / 1e9:.2f} GB of memory"
+    say(f"{folder}: written in {seconds:.0f} s{memory}. Nothing was trained: fine-tune it before you judge it.")
+
+
+def print_scaling(
+    title: str,
+    rows: Sequence[Scale],
+    left_out: Sequence[int],
+    fits: Mapping[str, Fit],
+    workers: Sequence[Throughput],
+    studies: Sequence[StudyTime],
+) -> None:
+    """Seconds and memory against weights, the lines through them; candidates against workers, studies against runs."""
+    cells = [
+        (
+            f"{row.weights:,}",
+            str(row.tensors),
+            f"{row.first:.4g}",
+            f"{row.following:.4g}",
+            f"{row.first * 1e9 / row.weights:.3g}",
+            "-" if row.memory is None else f"{row.memory / 1e6:,.0f}",
+            "-" if row.memory is None else f"{row.memory * row.tensors / row.weights:.1f}",
+            str(row.repeats),
+        )
+        for row in rows
+    ]
+    columns = ("weights", "tensors", "first, s", "next, s", "ns a weight", "extra MB", "bytes a weight", "repeats")
+    print_table(title, columns, cells)
+    say(
+        "s: of processor time on a CPU. extra: memory at the peak beyond the weights of the one tensor that is there "
+        "at a time."
+    )
+    for size in left_out:
+        say(f"left out: {size:,} weights do not fit into the free memory.")
+    for name, line in fits.items():
+        larger = ", ".join(
+            f"{seconds:,.0f} s for {size / 1e9:g} billion" for size, seconds in line.extrapolated.items()
+        )
+        say(
+            f"{name}: seconds grow with the power {line.slope:.3f} of the weights (95 % interval {line.low:.3f} to "
+            f"{line.high:.3f}, from a million on); {line.seconds_per_billion:.3g} s for a billion. An extrapolation, "
+            f"in proportion: {larger}."
+        )
+    if workers:
+        alone = workers[0].per_second / workers[0].workers
+        print_table(
+            "candidates of the digits' network judged per second, by processes of one thread",
+            ("workers", "per second", "against one"),
+            [(str(row.workers), f"{row.per_second:.2f}", f"{row.per_second / alone:.2f}x") for row in workers],
+        )
+    if studies:
+        print_table(
+            "a study of the digits' network, two runs at a time",
+            ("runs", "s", "s a run"),
+            [(str(row.runs), f"{row.seconds:.1f}", f"{row.seconds / row.runs:.2f}") for row in studies],
+        )
+
+
 def print_bench(title: str, rows: list[Measurement]) -> None:
     """What was measured, beside what it should reach."""
     verdicts = {None: "", True: "reached", False: "missed"}
@@ -318,26 +404,26 @@ def _named(sizes: Mapping[str, int], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def epochs_of(event: Event, config: RunConfig) -> int:
-    """How many of a run's planned epochs an event ends."""
-    return {"epoch_finished": 1, "candidate_scored": config.emep_epochs}.get(event.kind, 0)
+def epochs_of(event: Event, config: RunConfig) -> float:
+    """How many of a run's planned epochs an event ends; of a race, each candidate ends an equal share."""
+    return {"epoch_finished": 1, "candidate_scored": config.judging_epochs / config.candidates}.get(event.kind, 0)
 
 
 class Display:
     """A bar on standard error: what is being trained, how far it is, how long it will take."""
 
-    def __init__(self, total: int, *, quiet: bool, done: int = 0) -> None:
+    def __init__(self, total: float, *, quiet: bool, done: float = 0) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed} of {task.total}"),
+            TextColumn("{task.completed:.0f} of {task.total:.0f}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
             disable=quiet or not sys.stderr.isatty(),
         )
         self.quiet = quiet
-        self.bar = self.progress.add_task("starting", total=total, completed=done)
+        self.bar = self.progress.add_task("starting", total=total, completed=round(done))
 
     def runs_done(self, done: int, of: int) -> None:
         """So many of so many runs are done."""

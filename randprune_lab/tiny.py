@@ -1,4 +1,4 @@
-"""Transformers small enough to train from scratch on a laptop: a BERT for ``sentences``, a ViT for digits."""
+"""Transformers small enough to train from scratch on a laptop: BERT and GPT-2 for ``sentences``, a ViT for digits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from randprune_lab import sentences
 
 if TYPE_CHECKING:
-    from transformers import BertForSequenceClassification, ViTForImageClassification
+    from transformers import BertForSequenceClassification, GPT2ForSequenceClassification, ViTForImageClassification
 
 INITIALIZER_RANGE = 0.1  # about 1/sqrt(64); transformers' 0.02 suits wide networks and learns slower here
 
@@ -34,6 +34,35 @@ def tiny_bert(labels: int = 2, **changes: Any) -> BertForSequenceClassification:
         "num_labels": labels,
     }
     return BertForSequenceClassification(BertConfig(**(sizes | changes)))
+
+
+def tiny_gpt2(labels: int = 2, **changes: Any) -> GPT2ForSequenceClassification:
+    """A GPT-2 for what ``sentences.tokenizer()`` gives, as large as ``tiny_bert``, initialized in the same way.
+
+    It answers at the last token that is no padding. Without token types: GPT-2 would add the embeddings of the words
+    with these numbers. ``changes`` go to ``transformers.GPT2Config``.
+    """
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    first, last = (sentences.SPECIAL.index(word) for word in ("[CLS]", "[SEP]"))
+    sizes: dict[str, Any] = {
+        "vocab_size": len(sentences.SPECIAL) + len(sentences.vocabulary()),
+        "pad_token_id": sentences.SPECIAL.index("[PAD]"),
+        "bos_token_id": first,
+        "eos_token_id": last,
+        "n_positions": sentences.LONGEST,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_inner": 128,
+        "initializer_range": INITIALIZER_RANGE,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "use_cache": False,  # of keys and values, for writing texts
+        "num_labels": labels,
+    }
+    return GPT2ForSequenceClassification(GPT2Config(**(sizes | changes)))
 
 
 def tiny_vit(labels: int = 10, **changes: Any) -> ViTForImageClassification:

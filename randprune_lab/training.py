@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from randprune_lab import ranks
 from randprune_lab.config import RunConfig
-from randprune_lab.distill import Features, Teacher, all_logits, features, loss_terms, total, wanted
+from randprune_lab.distill import (
+    Features,
+    Shares,
+    Teacher,
+    all_logits,
+    counts,
+    features,
+    loss_terms,
+    total,
+    wanted,
+)
 from randprune_lab.events import Score
 from randprune_lab.hooks import Hook
 from randprune_lab.masks import Masks
@@ -57,14 +70,38 @@ class Diverged(RuntimeError):  # noqa: N818, what happened, not a fault of the p
 
 
 def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
-    """Device and precision of a run. accelerate keeps them for the whole process: they are forgotten first."""
+    """Device and precision of a run. accelerate keeps them for the whole process: they are forgotten first.
+
+    Where several processes were launched they find one another, once; their connection stays from run to run.
+
+    Raises:
+        ValueError: the device is not here, or not all of the processes have found one another.
+    """
     import accelerate
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     if config.device in ("cuda", "mps") and not getattr(torch, config.device).is_available():
         raise ValueError(f"device = {config.device!r}: not available here. Pass cpu or auto.")
-    return accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
+    one_of_many = "LOCAL_RANK" in os.environ
+    on_cpu = config.device == "cpu" or (one_of_many and config.device == "auto" and not torch.cuda.is_available())
+    accelerator = accelerate.Accelerator(cpu=on_cpu, mixed_precision=config.precision)
+    if accelerator.device.type == "cpu":
+        accelerator.state.device = torch.device("cpu")  # of several processes it says cpu:0
+    launched = int(os.environ.get("WORLD_SIZE", 1)) if one_of_many else 1
+    if accelerator.num_processes < launched:
+        raise ValueError(f"device = {config.device!r}: {launched} processes cannot work together there. Pass cpu.")
+    if accelerator.num_processes == 1 and not one_of_many and _meant_several():
+        raise ValueError(
+            "accelerate launch starts several processes on CPUs only over MPI, and has started one. Use torchrun: "
+            "torchrun --nproc-per-node 2 -m randprune_lab run --device cpu"
+        )
+    return accelerator
+
+
+def _meant_several() -> bool:
+    """``accelerate launch --cpu --num_processes 2`` leaves this behind in the one process that it starts."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
 
 
 @contextlib.contextmanager
@@ -112,8 +149,9 @@ class Session:
 
     def evaluate(self, split: Split, model: nn.Module | None = None) -> Score:
         """The task's metrics and mean loss on a split."""
+        rows = len(split)
         with self.accelerator.autocast():
-            logits = all_logits(model or self.model, split.inputs)
+            logits = ranks.gathered(all_logits(model or self.model, split.inputs, rows=ranks.dealt(rows)), rows)
         labels = split.labels.to(logits.device)
         others = {name: measure(name, logits, labels) for name in self.task.others}
         return Score(measure(self.task.metric, logits, labels), float(task_loss(logits, labels)), others)
@@ -183,8 +221,13 @@ class Phase:
         """The mean of each part of the loss over the last epoch, before its weight."""
         return {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
 
-    def step(self, step: int, batch: Batch, labels: Tensor, taught: Features | None) -> None:
-        """One optimizer step, number ``step`` of the phase."""
+    def step(
+        self, step: int, batch: Batch, labels: Tensor, taught: Features | None, shares: Shares | None = None
+    ) -> None:
+        """One optimizer step, number ``step`` of the phase; ``shares``: of the whole batch, where this is but a part.
+
+        Several ranks draw the same random numbers in the hooks, and each its own in the network.
+        """
         session, config, device = self.session, self.session.config, self.session.accelerator.device
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
@@ -193,11 +236,17 @@ class Phase:
         with contextlib.ExitStack() as around:
             for hook in self.hooks:
                 around.enter_context(hook.forward(step))
+            if ranks.rank():
+                seed_dropout(seed_of(config.seed, self.stage, self.name, step, "rank", ranks.rank()), device)
             with session.accelerator.autocast():
                 seen = features(self.model, batch, **wanted(config)) if taught else features(self.model, batch)
-                terms = loss_terms(seen, taught, batch, labels, config, label_smoothing=self.label_smoothing)
+                terms = loss_terms(
+                    seen, taught, batch, labels, config, label_smoothing=self.label_smoothing, shares=shares
+                )
                 loss = total(terms, config, dense=self.name == "dense")
             session.accelerator.backward(loss)
+        loss, *parts = ranks.add_up(self.parameters.values(), [loss, *terms.values()])
+        terms = dict(zip(terms, parts, strict=True))
         for hook in self.hooks:
             hook.backward(step)
             terms |= hook.terms()
@@ -224,8 +273,8 @@ class Phase:
         if tensors:
             torch._foreach_mul_(tensors, factors)
 
-    def score(self, epoch: int) -> Score:
-        """On the deciding split, after epoch ``epoch`` (from 0).
+    def score(self, step: int) -> Score:
+        """On the deciding split, after step ``step`` (from 0).
 
         Raises:
             Diverged: the last step ruined the weights; the loss of training has not seen that.
@@ -235,7 +284,7 @@ class Phase:
                 around.enter_context(hook.scoring())
             score = self.session.evaluate(self.session.deciding_split, self.model)
         if not math.isfinite(score.loss):
-            raise self._diverged((epoch + 1) * self.session.steps_of(self.name) - 1)
+            raise self._diverged(step)
         return score
 
     def check(self, step: int) -> None:
@@ -296,29 +345,40 @@ class Phase:
 
 
 def train_epoch(session: Session, name: str, stage: int, number: int, phases: Iterable[Phase]) -> list[Phase]:
+    """``train_steps`` over epoch ``number`` (from 0)."""
+    steps = session.steps_of(name)
+    return train_steps(session, name, stage, range(number * steps, (number + 1) * steps), phases)
+
+
+def train_steps(session: Session, name: str, stage: int, steps: range, phases: Iterable[Phase]) -> list[Phase]:
     """Train phases of one name and stage in lockstep: the same batches in the same order, the teacher once for all.
 
+    ``steps`` counts from the first step of the phase over all its epochs, of which it may begin or end in the middle.
     ``phases`` may make them one by one, each when the one before has done its first step. One whose loss diverges is
-    left behind, and has ``failed``. What each comes to does not depend on which others are there. Returns all of them.
+    left behind, and has ``failed``. What each comes to does not depend on which others are there, nor on how its steps
+    are divided among calls. Returns all of them.
     """
     joined: list[Phase] = []
-    steps = session.steps_of(name)
     device = session.accelerator.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for at, rows in enumerate(_batches(session, name, stage, number)):
-            step = number * steps + at
-            batch, labels = session.task.train.batch(rows)
+        for step, rows in zip(steps, _rows_of(session, name, stage, steps), strict=True):
+            mine = ranks.share(rows)
+            batch, labels = session.task.train.batch(mine)
             taught = None
             if session.teacher is not None and name != "dense":
                 with session.accelerator.autocast():
-                    taught = session.teacher.features(batch, rows)
-            for phase in phases if at == 0 else [phase for phase in joined if phase.failed is None]:
-                if at == 0:
+                    taught = session.teacher.features(batch, mine)
+            shares = None
+            if ranks.number() > 1:
+                shares = Shares.of(ranks.weights(counts(batch, labels, taught, session.config), len(rows)))
+            first = step == steps[0]
+            for phase in phases if first else [phase for phase in joined if phase.failed is None]:
+                if first:
                     phase.losses, phase.terms = [], {}
                     phase.model.train()
                     joined.append(phase)
-                phase.step(step, batch, labels, taught)
-                if step % LOSS_EVERY == 0 or at == steps - 1:
+                phase.step(step, batch, labels, taught, shares)
+                if step % LOSS_EVERY == 0 or step == steps[-1]:
                     try:
                         phase.check(step)
                     except Diverged as error:
@@ -326,6 +386,15 @@ def train_epoch(session: Session, name: str, stage: int, number: int, phases: It
             if all(phase.failed for phase in joined):
                 break
     return joined
+
+
+def _rows_of(session: Session, name: str, stage: int, steps: range) -> Iterator[Tensor]:
+    """Row numbers of the batch of each of ``steps``."""
+    an_epoch = session.steps_of(name)
+    for epoch in range(steps.start // an_epoch, math.ceil(steps.stop / an_epoch)):
+        first = epoch * an_epoch
+        batches = _batches(session, name, stage, epoch)
+        yield from itertools.islice(batches, max(steps.start - first, 0), min(steps.stop - first, an_epoch))
 
 
 def _batches(session: Session, name: str, stage: int, epoch: int) -> Iterator[Tensor]:

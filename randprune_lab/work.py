@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,19 +36,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that there are")
     parser.add_argument("--wave", type=int, help="candidates trained at once")
     given = parser.parse_args(arguments)
+
+    def take_part(job: Attended) -> None:
+        slot = _take_turn(job, given.slots)
+        if given.gpus:  # before torch is imported
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(slot, given.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        _work(job, given.wave)
+
+    return attend(given.folder, take_part)
+
+
+def attend(folder: Path, work: Callable[[Attended], None]) -> int:
+    """Do the work of a folder that is in the queue; whatever ends it stands in log.txt and in the exit code."""
     try:
-        with Attended(given.folder, queued=True) as job:
+        with Attended(folder, queued=True) as job:
             _lower_priority()
-            slot = _take_turn(job, given.slots)
-            if given.gpus:  # before torch is imported
-                os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(slot, given.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-            _work(job, given.wave)
+            work(job)
     except KeyboardInterrupt:
-        _log("stopped")
+        log("stopped")
         return 130
     except Exception as error:  # the last that sees it
         sentence = status.sentence_of(error)
-        _log(f"failed: {sentence}" if sentence else "failed:")
+        log(f"failed: {sentence}" if sentence else "failed:")
         if sentence is None:
             traceback.print_exc()
         return 1
@@ -65,14 +74,14 @@ def _lower_priority() -> None:
 
 def _take_turn(job: Attended, slots: int) -> int:
     """Wait until a slot is free and nobody is before us, and take it; returns its number."""
-    _log("waits for its turn")
+    log("waits for its turn")
     while True:
         if _free_slot(job.folder, slots) is not None:
             with status.queue_lock(job.folder.parent):
                 slot = _free_slot(job.folder, slots)
                 if slot is not None:
                     job.tell(state="running", slot=slot)
-                    _log("begins")
+                    log("begins")
                     return slot
         place = status.position(job.folder) or 1
         if job.cancelled.wait(min(_LOOK * place, _SELDOM)):
@@ -105,7 +114,7 @@ def _work(job: Attended, wave: int | None) -> None:
     with contextlib.closing(said) as events:  # type: ignore[type-var]
         for event in events:
             if line := line_of(event):
-                _log(line)
+                log(line)
     job.tell(message="Its last stage is done; the report is being written.")
     try:
         _conclude(job.folder)
@@ -152,6 +161,7 @@ def line_of(event: Event) -> str | None:
             return f"stage {event.stage}: sparsity {event.sparsity:g}{masks}"
         case kinds.CandidateScored():
             judged = _scored(event.selection) if event.selection else f"failed: {event.failed}"
+            judged += f", dropped after {event.steps} steps" * bool(event.steps)
             return f"stage {event.stage}, mask {event.candidate}: {judged}, ir {event.ir:.4f}"
         case kinds.MaskChosen():
             return f"stage {event.stage}: {f'mask {event.winner}' if event.winner else 'the plain mask'} is chosen"
@@ -166,7 +176,7 @@ def _scored(score: Score) -> str:
     return f"selection {score.metric:.1%}"
 
 
-def _log(text: str) -> None:
+def log(text: str) -> None:
     """A line of log.txt. A full disk is noticed, and said, by what must be written."""
     with contextlib.suppress(OSError):
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)  # noqa: T201, this is its log

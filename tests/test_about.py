@@ -39,7 +39,7 @@ def test_what_is_at_hand(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = values(offline(Places(tmp_path)), "at hand")
-    assert before["task digits, models mlp and tiny-vit"] == before["model org/encoder"] == "yes"
+    assert before["task digits, models mlp, tiny-cnn and tiny-vit"] == before["model org/encoder"] == "yes"
     assert before["GLUE"] == before["models below the models folders"] == "no"
     assert "model org/broken" not in before
     assert before["other models and data sets"] == "no"

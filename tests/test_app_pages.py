@@ -19,6 +19,7 @@ PAGES = {  # with a word that is there in every state
     "run": "Run",
     "history": "History",
     "compare": "Compare",
+    "studies": "That come with the lab",
     "learn": "Learn",
     "methods": "Side by side",
     "about": "About",

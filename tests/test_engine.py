@@ -444,6 +444,44 @@ def test_the_other_split_decides_nothing(select_on, mute):
     assert of(third, CandidateScored) != of(one, CandidateScored)  # and the other one does decide
 
 
+def test_of_the_selection_split_only_the_rows_asked_for_decide():
+    """Spoil the labels of its later rows: nothing changes. Of its first rows: the choice does."""
+    task = tiny_task()
+    rows, labels = len(task.selection) // 3, task.selection.labels
+
+    def spoiled(part):
+        other = labels.clone()
+        other[part] = labels[part].roll(1)
+        return dataclasses.replace(task, selection=Split(task.selection.inputs, other))
+
+    config = tiny(selection_rows=rows)
+    said = [events(config, model=tiny_model(), data=data) for data in (task, spoiled(slice(rows, None)))]
+    assert [e.to_json() for e in said[0][1:]] == [e.to_json() for e in said[1][1:]]
+    assert of(events(config, model=tiny_model(), data=spoiled(slice(rows))), CandidateScored) != of(
+        said[0], CandidateScored
+    )
+    seen = [e.selection.metric * rows for e in of(said[0], CandidateScored)]
+    assert seen == pytest.approx([round(number) for number in seen])
+    more = events(tiny(selection_rows=10 * len(labels)), model=tiny_model(), data=task)  # more than there are: all
+    assert [e.to_json() for e in more[1:]] == [e.to_json() for e in events(tiny(), model=tiny_model(), data=task)[1:]]
+
+
+@pytest.mark.parametrize("changes", [{}, {"patience": 1, "max_epochs": 4}, {"method": "imp"}])
+def test_no_network_is_scored_twice(changes, monkeypatch):
+    """What the last epoch, or the best one, has told is not asked again."""
+    asked = []
+    score = Session.evaluate
+
+    def counting(self, split, model=None):
+        weights = (model or self.model).state_dict().values()
+        asked.append((len(split), float(sum(weight.double().abs().sum() for weight in weights))))
+        return score(self, split, model)
+
+    monkeypatch.setattr(Session, "evaluate", counting)
+    events(tiny(**changes), model=tiny_model(), data=tiny_task())
+    assert len(asked) == len(set(asked)) > 6
+
+
 # ---- patience
 
 

@@ -79,6 +79,20 @@ def test_more_candidates_cost_more_seconds_and_more_memory_at_once():
     assert few.disk_bytes == pytest.approx(many.disk_bytes, rel=0.01)
 
 
+def test_a_race_is_counted_by_its_rounds():
+    """Eight candidates and 100 steps: the teacher once a wave and step, each candidate's steps, and all evaluations."""
+
+    def plan(**settings):
+        found = object.__new__(estimates._Plan)
+        found.config, found.steps = RunConfig(**{"emep_epochs": 2} | settings), lambda _: 50
+        found.wave = lambda: 3
+        return found
+
+    cost = 25 * (3 + 8 * 0.1) + 25 * (2 + 4 * 0.1) + 50 * (1 + 2 * 0.1) + (8 + 4 + 2) * 7
+    assert plan(racing=True).race(1.0, 0.1, 7.0) == pytest.approx(cost)
+    assert plan().race(1.0, 0.1, 7.0) == pytest.approx(100 * (3 + 8 * 0.1) + 8 * 7)
+
+
 # ---- in words
 
 
@@ -118,6 +132,7 @@ def test_the_free_disk_of_a_folder_that_is_not_there_yet(tmp_path):
         ({"stages": (0.99999999,)}, "would be kept"),
         ({"include": ("nothing",)}, "matches no prunable parameter"),
         ({"hidden_weight": 1.0}, "hidden_weight and attention_weight are for transformers"),
+        ({"racing": True, "candidates": 40}, "racing with 40 candidates has 6 rounds"),
     ],
 )
 def test_what_prune_refuses_is_refused_before(settings, said):

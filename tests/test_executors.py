@@ -81,7 +81,7 @@ class Memory:
 )
 def test_a_wave_is_as_large_as_what_was_measured_allows(monkeypatch, free, takes, together):
     waves = []
-    train = executors.train_epoch
+    train = executors.train_steps
 
     def watched(*args):
         monkeypatch.setattr(executors, "free_memory", Memory(free, takes))
@@ -90,7 +90,7 @@ def test_a_wave_is_as_large_as_what_was_measured_allows(monkeypatch, free, takes
         waves.append(len(joined))
         return joined
 
-    monkeypatch.setattr(executors, "train_epoch", watched)
+    monkeypatch.setattr(executors, "train_steps", watched)
     # the meter is made when the first candidate is: its memory is that of ``watched``
     said = events(plain(stages=(0.5,)), **tiny_parts())
     assert waves[0] == together
@@ -100,7 +100,7 @@ def test_a_wave_is_as_large_as_what_was_measured_allows(monkeypatch, free, takes
 
 def test_what_a_step_needs_in_passing_counts(monkeypatch):
     waves = []
-    train = executors.train_epoch
+    train = executors.train_steps
 
     def watched(*args):
         monkeypatch.setattr(executors, "free_memory", Memory(1000, 100))
@@ -109,7 +109,7 @@ def test_what_a_step_needs_in_passing_counts(monkeypatch):
         waves.append(len(joined))
         return joined
 
-    monkeypatch.setattr(executors, "train_epoch", watched)
+    monkeypatch.setattr(executors, "train_steps", watched)
     events(plain(stages=(0.5,)), **tiny_parts())
     assert waves[0] == 3  # 700 are left: 100 for the next, 500 for its step, but not 150 to spare
 

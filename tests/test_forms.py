@@ -85,6 +85,9 @@ def test_the_first_look_is_short():
     assert 10 <= sum(not field.advanced for field in forms.BY_NAME.values()) <= 20
 
 
+JUDGED = {"candidates", "racing", "emep_epochs", "emep_steps", "emep_learning_rate"}
+
+
 def test_only_what_rules_counts():
     for randomness, expected in (
         ("fixed", {"samples"}),
@@ -93,14 +96,28 @@ def test_only_what_rules_counts():
         ("target_ir", {"samples", "target_ir"}),
     ):
         counted = {name for name in forms.ONLY if forms.counts(name, {"randomness": randomness})}
-        assert counted == expected | {"criterion"}
+        assert counted == expected | JUDGED | {"criterion"}
     assert forms.counts("samples", {})  # the default is fixed
     assert forms.counts("power", {})
     learned = {"mask_sparsity_weight", "mask_binary_weight", "mask_learning_rate"}
     moved = {"regrow_every", "regrow_share"}
-    for method, expected in (("imp", {"criterion"}), ("learned-mask", learned | {"criterion"}), ("snip", set())):
+    for method, expected in (
+        ("imp", {"criterion"}),
+        ("randomized", JUDGED | {"criterion"}),
+        ("randomized-no-selection", {"criterion"}),
+        ("learned-mask", learned | {"criterion"}),
+        ("snip", set()),
+    ):
         assert {name for name in forms.ONLY if forms.counts(name, {"method": method})} == expected | {"samples"}
     assert {name for name in forms.ONLY if forms.counts(name, {"method": "rigl"})} == moved | {"samples"}
+
+
+def test_what_was_given_in_vain_is_named():
+    config = RunConfig(method="imp", racing=True, candidates=3, power=2.0)
+    assert forms.idle(config, ["racing", "power"]) == ["racing counts only with method randomized, not with imp."]
+    assert forms.idle(RunConfig(randomness="decrease"), ["samples", "sampling_ratio"]) == [
+        "samples counts only with randomness fixed or target_ir or adaptive, not with decrease."
+    ]
 
 
 # ---- presets

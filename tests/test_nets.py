@@ -8,15 +8,18 @@ from torch import nn
 from torch.nn.functional import conv2d, cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from randprune_lab.config import RunConfig, preset
+from randprune_lab.masks import tensor_sparsities
 from randprune_lab.models import MODELS, build_model, is_transformer, prunable_weights
-from randprune_lab.nets import NETS, lenet_300_100, resnet20, vgg16
+from randprune_lab.nets import NETS, lenet_300_100, resnet20, tiny_cnn, vgg16
+from randprune_lab.tasks import digits
 
-PICTURE = {"lenet-300-100": (1, 28, 28), "vgg16": (3, 32, 32), "resnet20": (3, 32, 32)}
+PICTURE = {"tiny-cnn": (1, 8, 8), "lenet-300-100": (1, 28, 28), "vgg16": (3, 32, 32), "resnet20": (3, 32, 32)}
 # Prunable weights and all parameters, added up by hand from the papers' tables.
 VGG_CONVS = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)]
 VGG_CONVS += [(256, 512), (512, 512), (512, 512), (512, 512), (512, 512), (512, 512)]
 RES_CONVS = [(3, 16), *[(16, 16)] * 6, (16, 32), *[(32, 32)] * 5, (32, 64), *[(64, 64)] * 5]
-RELUS = {"lenet-300-100": 2, "vgg16": 13, "resnet20": 19}
+RELUS = {"tiny-cnn": 3, "lenet-300-100": 2, "vgg16": 13, "resnet20": 19}
 
 
 def pictures(name: str, rows: int = 3, seed: int = 0) -> torch.Tensor:
@@ -41,7 +44,11 @@ def kinds():
     convs = {"vgg16": VGG_CONVS, "resnet20": RES_CONVS}
     last = {"vgg16": 512, "resnet20": 64}
     sizes = {name: [9 * a * b for a, b in pairs] + [10 * last[name]] for name, pairs in convs.items()}
-    return sizes | {"lenet-300-100": [784 * 300, 300 * 100, 100 * 10]}
+    plain = {
+        "tiny-cnn": [9 * 32, 9 * 32 * 64, 4 * 64 * 100, 100 * 10],
+        "lenet-300-100": [784 * 300, 300 * 100, 100 * 10],
+    }
+    return sizes | plain
 
 
 def test_names_are_models():
@@ -58,18 +65,20 @@ def test_every_weight_is_prunable(name, kinds):
     layers = [key for key, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert list(weights) == [f"{layer}.weight" for layer in layers]
     norms = [module.num_features for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    biases = {"lenet-300-100": 410}.get(name, 10)  # convolutions have none
+    biases = {"tiny-cnn": 32 + 64 + 110, "lenet-300-100": 410}.get(name, 10)  # before a normalization there are none
     assert sum(p.numel() for p in model.parameters()) == sum(kinds[name]) + 2 * sum(norms) + biases
 
 
 def test_sizes_that_papers_state():
     total = {name: sum(weight.numel() for weight in prunable_weights(build_model(name, 0)).values()) for name in NETS}
+    assert total["tiny-cnn"] == 45_320  # as its docstring says
     assert total["lenet-300-100"] == 266_200
     assert round(total["vgg16"] / 1e6, 1) == 14.7
     assert round(total["resnet20"] / 1e6, 2) == 0.27  # He et al. 2016, table 6
 
 
 def test_names_of_the_weights():
+    assert list(prunable_weights(tiny_cnn())) == [f"{layer}.weight" for layer in ("conv1", "conv2", "hidden", "output")]
     assert list(prunable_weights(lenet_300_100())) == ["hidden1.weight", "hidden2.weight", "output.weight"]
     assert list(prunable_weights(vgg16())) == [*(f"conv{place}.weight" for place in range(1, 14)), "output.weight"]
     blocks = [f"block{place}.conv{which}.weight" for place in range(1, 10) for which in (1, 2)]
@@ -149,6 +158,14 @@ def _positive(x):
     return torch.where(x > 0, x, 0.0)
 
 
+def tiny_by_hand(state, x):
+    for place in (1, 2):
+        x = _positive(conv2d(x, state[f"conv{place}.weight"], state[f"conv{place}.bias"], padding=1))
+        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))
+    x = _positive(x.reshape(len(x), -1) @ state["hidden.weight"].T + state["hidden.bias"])
+    return x @ state["output.weight"].T + state["output.bias"]
+
+
 def lenet_by_hand(state, x):
     x = x.reshape(len(x), -1)
     for key in ("hidden1", "hidden2"):
@@ -179,7 +196,13 @@ def resnet_by_hand(state, x):
 
 
 @pytest.mark.parametrize(
-    ("name", "by_hand"), [("lenet-300-100", lenet_by_hand), ("vgg16", vgg_by_hand), ("resnet20", resnet_by_hand)]
+    ("name", "by_hand"),
+    [
+        ("tiny-cnn", tiny_by_hand),
+        ("lenet-300-100", lenet_by_hand),
+        ("vgg16", vgg_by_hand),
+        ("resnet20", resnet_by_hand),
+    ],
 )
 def test_computes_what_its_paper_says(name, by_hand):
     model = shaken(name).double()
@@ -193,7 +216,7 @@ def test_learns_a_handful_by_heart(name):
     model, x, labels = build_model(name, 0), pictures(name, 8), torch.arange(8) % 3
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     losses = []
-    for _ in range(6):
+    for _ in range(12):
         loss = cross_entropy(model(x), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -201,3 +224,35 @@ def test_learns_a_handful_by_heart(name):
         losses.append(float(loss.detach()))
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
     assert losses[-1] < losses[0] / 2
+
+
+def test_tiny_cnn_takes_flat_pictures_too():
+    model, x = build_model("tiny-cnn", 0), pictures("tiny-cnn")
+    assert torch.equal(model(x), model(x.flatten(1)))
+
+
+def test_tiny_cnn_learns_digits():
+    """Twenty epochs of AdamW at 1e-3 in batches of 64: 95.6 to 97 % of the 360 test images over seeds."""
+    data, model = digits(), build_model("tiny-cnn", 0)
+    optimizer, generator = torch.optim.AdamW(model.parameters(), 1e-3), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        for rows in torch.randperm(len(data.train), generator=generator).split(64):
+            inputs, labels = data.train.batch(rows)
+            loss = cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        right = (model(data.test.inputs).argmax(1) == data.test.labels).float().mean()
+    assert right > 0.95
+
+
+def test_tiny_cnn_at_33x_keeps_enough_of_its_first_layer():
+    """What its preset is for: uniform densities leave 9 of 288 weights."""
+    config = RunConfig(**preset(task="digits", model="tiny-cnn"))
+    weights = prunable_weights(build_model("tiny-cnn", 0))
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    kept = {name: 1 - share for name, share in tensor_sparsities(shapes, 0.97, config).items()}
+    assert kept["conv1.weight"] > 0.2
+    whole = sum(kept[name] * weight.numel() for name, weight in weights.items())
+    assert round(whole) == pytest.approx(0.03 * 45_320, abs=len(weights))

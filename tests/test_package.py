@@ -2,6 +2,7 @@
 
 import ast
 import json
+import statistics
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ PACKAGE = ROOT / "randprune_lab"
 # Imports point upwards in this list only.
 ROOMS = [
     "checks",
+    "intervals",
     "histogram",
     "keepcurve",
     "sampling",
@@ -27,6 +29,7 @@ ROOMS = [
     "state",
     "events",
     "files",
+    "processes",
     "masks",
     "sentences",
     "tiny",
@@ -47,9 +50,12 @@ ROOMS = [
     "smoothing",
     "learned",
     "regrow",
+    "ranks",
     "training",
     "executors",
     "methods",
+    "cluster",
+    "on_ray",
     "criteria",
     "scores",
     "fitting",
@@ -67,6 +73,10 @@ ROOMS = [
     "pace",
     "sources",
     "panels",
+    "pieces",
+    "shards",
+    "stored_masks",
+    "sharded",
     "weights",
     "tensors",
     "candidates",
@@ -78,35 +88,52 @@ ROOMS = [
     "pictures",
     "curves",
     "classroom",
+    "document",
     "report",
     "outcome",
     "work",
     "forms",
     "estimate",
+    "studies",
+    "study_runs",
+    "study_cost",
+    "study_rows",
+    "study_claims",
+    "study_results",
+    "study_charts",
+    "study_report",
+    "scaling",
+    "scaling_charts",
+    "study_jobs",
     "journal",
     "comparing",
     "live",
     "listing",
+    "study_view",
     "lessons",
     "contrast",
     "page",
-    "studies",
     "places",
     "about",
     "widgets",
     "cells",
     "handle",
+    "study_handle",
     "form",
     "console",
     "tutorials",
     "terminal",
     "serve",
     "cli_bench",
+    "cli_study",
+    "cli_scale",
     "cli",
+    "__main__",
 ]
 # Rooms of pure maths and plain data: no files, no networks.
 PURE = [
     "checks",
+    "intervals",
     "histogram",
     "keepcurve",
     "sampling",
@@ -121,7 +148,7 @@ PURE = [
 PUBLIC = """
 ExploreState Explorer KeepCurve MagnitudeHistogram RunConfig Split Task candidate_generator compare controls
 cubic_stages explore history introduced_randomness last_checkpoint launch magnitude_mask mask_sampler open_source
-power_for_ir prune random_mask record samples_for_ir samples_for_ratio story
+power_for_ir prune random_mask record samples_for_ir samples_for_ratio story study
 """.split()  # noqa: SIM905, a word list
 
 
@@ -179,19 +206,21 @@ def test_top_level_holds_nothing_else():
 
 @pytest.mark.alone
 def test_import_costs_little_more_than_torch():
+    """In processor time, without the collector: it walks over torch's objects in our half or in torch's, by chance."""
     code = """
-import time
-start = time.perf_counter(); import torch; torch_seconds = time.perf_counter() - start
-start = time.perf_counter(); import randprune_lab
-jupyter = {'explore', 'launch', 'history', 'compare'}
+import gc, time
+gc.disable()
+start = time.process_time(); import torch; torch_seconds = time.process_time() - start
+import randprune_lab
+jupyter = {'explore', 'launch', 'history', 'compare', 'study'}
 [getattr(randprune_lab, name) for name in randprune_lab.__all__ if name not in jupyter]
-ours = time.perf_counter() - start
+both = time.process_time() - start
 import sys
 assert not {"altair", "streamlit", "ray", "pandas"} & set(sys.modules), "a heavy optional package was imported"
-print((torch_seconds + ours) / torch_seconds)
+print(both / torch_seconds)
 """
-    ratios = [float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(3)]
-    assert sorted(ratios)[1] <= 1.3, ratios
+    ratios = [float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(5)]
+    assert statistics.median(ratios) <= 1.3, ratios
 
 
 def test_the_package_alone_imports_nothing_heavy():
@@ -210,7 +239,7 @@ def test_wheel_works_elsewhere(tmp_path):
     app = {path.relative_to(ROOT / "app").as_posix() for path in (ROOT / "app").rglob("*.py")}
     assert {f"randprune_lab/app/{name}" for name in (*app, ".streamlit/config.toml")} <= set(names)
     notebooks = {f"randprune_lab/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
-    results = {f"randprune_lab/{path.relative_to(ROOT)}" for path in (ROOT / "notebooks/results").rglob("*.json*")}
+    results = {f"randprune_lab/{path.relative_to(ROOT)}" for path in (ROOT / "notebooks/results").rglob("*.*")}
     assert notebooks | results == {name for name in names if name.startswith("randprune_lab/notebooks/")}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests")]
@@ -225,7 +254,7 @@ from randprune_lab.tutorials import write_tutorials
 import torch
 weight = torch.arange(1.0, 9.0)
 files = [randprune_lab.__file__, str(app_file())]
-assert len(write_tutorials(Path("student"))[0]) == 9
+assert len(write_tutorials(Path("student"))[0]) == 10
 print(json.dumps([files, randprune_lab.magnitude_mask(weight, 0.5).tolist()]))
 """
     shown = subprocess.check_output(

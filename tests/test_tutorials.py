@@ -242,9 +242,9 @@ def test_the_command_lists_and_writes_them(command, tmp_path):
     assert "holds the originals" in error
 
 
-def test_there_are_nine():
+def test_there_are_ten():
     names = "cut-at-a-threshold from-cut-to-chance measuring-randomness choosing-a-mask a-full-run is-it-better"
-    names += " glue-for-real make-it-yours sparse-from-the-start"
+    names += " glue-for-real make-it-yours sparse-from-the-start many-runs-one-answer"
     assert [path.stem for path in NOTEBOOKS] == [f"{n:02d}-{name}" for n, name in enumerate(names.split(), start=1)]
 
 

@@ -70,6 +70,7 @@ names = chosen()
 if not names:
     st.info("Choose runs above, or tick them in History. A run and its control make a good start.")
     link("All runs", "history")
+    link("Many runs, one answer: studies", "studies")
 else:
     view = live.compare_view([places().runs / name for name in names])
     for run in view["damaged"]:

@@ -49,5 +49,10 @@ top.selectbox(
     on_change=_choose,
     help="The demo, runs of this lab, and models below the folders that the app was started with (--models).",
 )
-if top.button("Launch what I see", help="A run whose last stage draws its masks with these settings.", type="primary"):
+if top.button(
+    "Launch what I see",
+    key="leaves-for-run",  # a key of this kind tells the panels that the page is being left
+    help="A run whose last stage draws its masks with these settings.",
+    type="primary",
+):
     open_page("run", launch="1", **dict(urllib.parse.parse_qsl(shown.to_query())))

@@ -163,7 +163,8 @@ def _lanes(view: dict[str, Any]) -> None:
         table([{name: row[name] for name in names} for row in own])
     if len(stages) > 1:
         with st.expander("All stages at once"):
-            draw(charts.candidates_chart, rows, view["metric"])
+            to_the_end = [row for row in rows if row["state"] != "dropped"]  # the others' scores do not compare
+            draw(charts.candidates_chart, to_the_end, view["metric"])
 
 
 def _downloads(folder: Path, view: dict[str, Any]) -> None:

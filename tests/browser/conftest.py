@@ -19,7 +19,7 @@ from randprune_lab import jobs
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 CHROMIUM_FLAGS += ["--disable-sync"]
 TOKEN = "browser-tests"
-START_SECONDS = 60
+START_SECONDS = 180
 MAIN = "from randprune_lab.cli import main; main()"  # the command line, whatever is on the path
 
 
@@ -129,6 +129,26 @@ class Lab:
     def stop(self) -> None:
         end(self.process)
         self.log.close()
+
+
+SETTLED = """
+(root) => {
+  const { candidatesDone, candidatesTotal, tableDone, tableTotal, sweepSeq } = root.dataset;
+  const isShown = (panel) => root.querySelector(`section[data-panel=${panel}]:not([hidden])`);
+  const begun = (panel, part) => !isShown(panel) || part !== undefined;
+  return !root.hasAttribute("data-waits") && !root.querySelector(".rp-late")
+    && begun("candidates", candidatesDone) && candidatesDone === candidatesTotal
+    && begun("table", tableDone) && tableDone === tableTotal && begun("randomness", sweepSeq);
+}
+"""
+
+
+def wait_until_settled(page) -> None:
+    """Until the panels have been answered, and what is slow is on screen, too, all of it."""
+    root, until = page.locator(".rp-root").first, time.monotonic() + 60
+    while not root.evaluate(SETTLED):
+        assert time.monotonic() < until, root.evaluate("(root) => root.cloneNode().outerHTML")
+        page.wait_for_timeout(50)
 
 
 @pytest.fixture(scope="session")

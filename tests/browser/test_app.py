@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from randprune_lab import RunConfig, jobs, store
 
 SECONDS = 1000  # milliseconds
-RUN_TIMEOUT = 90 * SECONDS
+RUN_TIMEOUT = 180 * SECONDS  # a ceiling: on a busy machine a server alone may take a minute to start
 
 
 @pytest.fixture
@@ -56,6 +56,33 @@ def wait_for_status(folder: Path, *states: str, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize(
+    ("view", "role", "name"),
+    [("", "link", "prune this network for real"), ("explore", "button", "Launch what I see")],
+)
+def test_a_page_that_is_left_asks_nothing_more(own_app, page, view, role, name):
+    """Else Streamlit empties the next page: an answer that comes late belongs to a page that is not on screen."""
+    page.goto(own_app.address(view))
+    slider = page.locator("input[type=range][data-field=sparsity]")
+    slider.wait_for(timeout=RUN_TIMEOUT)
+    page.evaluate(
+        "() => { window.sent = 0; const send = WebSocket.prototype.send;"
+        " WebSocket.prototype.send = function (...data) { window.sent += 1; return send.apply(this, data); } }"
+    )
+    slider.press("ArrowLeft")
+    page.wait_for_function("() => window.sent > 0")
+    leads_on = page.get_by_role(role, name=re.compile(name))
+    # The next page takes its time: it does not even begin.
+    leads_on.evaluate(
+        "element => { document.addEventListener('click', e => { e.stopPropagation(); e.preventDefault(); }, true);"
+        " element.click(); window.sent = 0; }"
+    )
+    for _ in range(3):
+        slider.press("ArrowLeft")
+        page.wait_for_timeout(1 * SECONDS)
+    assert page.evaluate("window.sent") == 0
+
+
 def finished_stages(folder: Path) -> list:
     return [event for event in store.story(folder) if event.kind == "stage_finished"]
 
@@ -63,7 +90,7 @@ def finished_stages(folder: Path) -> list:
 def test_a_new_user(own_app, page, tmp_path):
     page.goto(own_app.address())
     slider = page.locator("input[type=range][data-field=sparsity]")
-    slider.wait_for(timeout=60 * SECONDS)  # the lab trains the demo's network first
+    slider.wait_for(timeout=RUN_TIMEOUT)  # the lab trains the demo's network first
     moved, until = {slider.input_value()}, time.monotonic() + 30
     while len(moved) <= 3:
         assert time.monotonic() < until, "the first panel does not move"
@@ -72,8 +99,8 @@ def test_a_new_user(own_app, page, tmp_path):
 
     page.get_by_role("link", name=re.compile("prune this network for real")).click()
     start = page.get_by_role("button", name=re.compile(r"Start 2 runs"))
-    start.wait_for()
-    page.get_by_text(re.compile(r"Each run: about .* measured just now")).wait_for(timeout=60 * SECONDS)
+    start.wait_for(timeout=RUN_TIMEOUT)
+    page.get_by_text(re.compile(r"Each run: about .* measured just now")).wait_for(timeout=RUN_TIMEOUT)
     page.get_by_text("The same from a terminal").click()
     command = page.locator("[data-testid=stCode]").first.inner_text().splitlines()[0]
     start.click()
@@ -181,7 +208,7 @@ def reload(app, page, running, queued):
         page.goto(app.address("run", run=folder.name))
         wait_for_badge(page, "running", "queued")
         page.reload()
-        wait_for_badge(page, "running", "queued", timeout=10 * SECONDS)
+        wait_for_badge(page, "running", "queued", timeout=60 * SECONDS)
     return "running", "queued"
 
 
@@ -202,7 +229,7 @@ def stop_in_a_second_tab(app, page, running, queued):
         wait_for_badge(tab, "running")
     other.get_by_role("button", name="Stop").click()
     for tab in (page, other):
-        wait_for_badge(tab, "stopped", timeout=10 * SECONDS)
+        wait_for_badge(tab, "stopped", timeout=60 * SECONDS)
     wait_for_status(queued, "running", seconds=10)
     page.get_by_role("button", name="Resume").wait_for()
     other.get_by_role("button", name="Resume").click()
@@ -211,7 +238,7 @@ def stop_in_a_second_tab(app, page, running, queued):
         with contextlib.suppress(Late):  # it may vanish under the finger, which is the other good end
             again.click(timeout=2 * SECONDS)
     for tab in (page, other):
-        wait_for_badge(tab, "queued", timeout=10 * SECONDS)
+        wait_for_badge(tab, "queued", timeout=60 * SECONDS)
     return "queued", "running"
 
 
@@ -222,7 +249,7 @@ def kill_the_server(app, page, running, _):
     app.stop()
     app.start()
     page.goto(app.address("run", run=running.name))
-    wait_for_badge(page, "running", timeout=10 * SECONDS)
+    wait_for_badge(page, "running")
     return "running", "queued"
 
 
@@ -231,9 +258,9 @@ def kill_the_jobs(app, page, running, queued):
         os.kill(jobs.status(folder).pid, signal.SIGKILL)
     for folder in (running, queued):
         page.goto(app.address("run", run=folder.name))
-        wait_for_badge(page, "interrupted", timeout=10 * SECONDS)
+        wait_for_badge(page, "interrupted", timeout=60 * SECONDS)
         page.get_by_role("button", name="Resume").click()
-        wait_for_badge(page, "running", "queued", timeout=20 * SECONDS)
+        wait_for_badge(page, "running", "queued", timeout=60 * SECONDS)
     return "running", "queued"
 
 
@@ -312,7 +339,7 @@ def test_nothing_outside_its_folders_is_shown(app, page):
         ]
         for address in asked if place == 0 else (asked[0], asked[1 + place % 5]):  # all with all: tests/test_places.py
             page.goto(address)
-            page.locator("[data-testid=stAlert], .rp-notice.rp-error").first.wait_for(timeout=20 * SECONDS)
+            page.locator("[data-testid=stAlert], .rp-notice.rp-error").first.wait_for(timeout=60 * SECONDS)
             text = page.inner_text("body")
             assert "root:" not in text
             assert "Traceback" not in text

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from conftest import App, wait_until_settled
 from playwright.sync_api import expect
 from safetensors.torch import save_file
 from small import small
@@ -61,13 +62,7 @@ class Panel:
 
     def settle(self) -> None:
         """Wait until what is slow is on screen, too, and the address says what is shown."""
-        self.page.wait_for_selector(".rp-root[data-table-seq][data-sweep-seq]", timeout=30_000)
-        self.page.wait_for_function("() => true")
-        self.page.locator(".rp-root").evaluate(
-            "async (root) => { const late = () => (root.dataset.candidatesDone ?? 0) != "
-            "root.querySelectorAll('.strip').length || root.querySelector('.rp-late');"
-            "for (let left = 300; left && late(); left -= 1) await new Promise((go) => setTimeout(go, 100)); }"
-        )
+        wait_until_settled(self.page)
         self.page.wait_for_timeout(700)
 
     def slider(self, field: str):
@@ -527,8 +522,6 @@ def test_many_sessions_at_once(app, browser, record_property, warm, seconds, gro
 
 
 def test_a_server_that_is_gone_is_said_and_a_reload_brings_everything_back(context, tmp_path):
-    from conftest import App
-
     own = App(tmp_path / "app")
     try:
         panel = Panel(context, own.address("explore", sparsity=0.8))
@@ -536,8 +529,12 @@ def test_a_server_that_is_gone_is_said_and_a_reload_brings_everything_back(conte
         panel.settle()
         picture = panel.picture()
         own.stop()
+        # Streamlit says it first, in front of everything; whoever closes that and goes on is told by the panels.
+        said = panel.page.get_by_role("dialog", name="Connection error")
+        said.get_by_role("button", name="Close").click(timeout=60_000)
+        said.wait_for(state="hidden")
         panel.press("power", 1)
-        panel.page.wait_for_selector(".rp-root [role=alert]:not([hidden])", timeout=15_000)
+        panel.page.wait_for_selector(".rp-root [role=alert]:not([hidden])", timeout=60_000)
         assert "reload the page" in panel.texts(".rp-root [role=alert]")[0]
         own.start()
         panel.page.reload()

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 import torch
+from conftest import wait_until_settled
 from safetensors.torch import save_file
 
 from randprune_lab import Explorer, ExploreState, open_source
@@ -63,12 +64,7 @@ class Panel:
 
     def settle(self) -> None:
         """Wait until what is slow is on screen, too."""
-        self.page.wait_for_function(
-            "() => { const root = document.querySelector('.rp-root'), data = root.dataset;"
-            " return (data.candidatesDone ?? 0) == document.querySelectorAll('.strip').length && data.sweepSeq"
-            " && data.tableSeq && !root.querySelector('.rp-late'); }",
-            timeout=30_000,
-        )
+        wait_until_settled(self.page)
 
     def slider(self, field: str):
         return self.page.locator(f"input[type=range][data-field={field}]")

@@ -1,0 +1,203 @@
+"""A Ray cluster, or a Ray of one's own: found or started, looked at, and let go. What is done there: ``on_ray``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PATIENCE = 5.0  # seconds that a cluster has to answer
+LONG_PATIENCE = 120.0  # and its machines to start a process that imports torch
+RETRIES = 5  # of what was lost with a worker or a machine
+PACKAGES = ("randprune-lab", "torch", "transformers")
+
+
+@contextlib.contextmanager
+def connected(address: str, *, cpus: int, gpus: float, known: bool = False) -> Iterator[Any]:
+    """Ray, with machines that fit: those of the cluster at ``address``; "": of one that is started here, for this.
+
+    ``known``: their versions were looked at before. A process that is connected already stays with its cluster. The
+    local one is bound to 127.0.0.1; when this is over nothing of it is left.
+
+    Raises:
+        ValueError: Ray is not installed; the cluster cannot be reached; no machine has as many CPUs and GPUs as a task
+            asks for; a machine has another version of what results depend on.
+    """
+    ray = import_ray()
+    mine = not ray.is_initialized()
+    if mine:
+        _connect(ray, address)
+    try:
+        machines = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        _check_sizes(machines, cpus, gpus)
+        if not known and (address or not mine):
+            _check_versions(ray, machines, cpus)
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def versions() -> dict[str, str]:
+    """What results depend on, of this machine; of this package also which source it is, as a digest."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    source = hashlib.blake2b(digest_size=4)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source.update(path.read_bytes())
+    found["randprune-lab"] += f" (source {source.hexdigest()})"
+    return found | {"Python": platform.python_version()}
+
+
+def import_ray() -> Any:
+    """Ray, which asks nothing and reports nothing.
+
+    Raises:
+        ValueError: it is not installed, or broken.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be; otherwise it prints that it will
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError(
+            f"executor = 'ray': cannot be imported ({error}). Run: pip install \"randprune-lab[ray]\""
+        ) from error
+    return ray
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Connect, or start; quietly, and without taking the signals of this process."""
+    settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        settings |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    host, _, port = address.rpartition(":")
+    handler, before = signal.getsignal(signal.SIGTERM), _started()
+    try:
+        if host:
+            _knock(host.strip("[]"), int(port))
+        with contextlib.nullcontext() if address else _on_loopback(ray):
+            ray.init(**settings)
+    except Exception as error:  # of many kinds, one of them plain
+        for process in _started() - before:  # of a start that failed
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        reason = str(error).strip().split("\n")[0]
+        if not address:
+            raise ValueError(f"executor = 'ray': it does not start here ({reason}). Try again, or lockstep.") from error
+        raise ValueError(
+            f"ray_address = {address!r}: no Ray cluster can be reached there ({reason}). Start one with ray start "
+            "--head, on this machine or with this machine in it, or correct the address; without one Ray is started "
+            "here."
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _knock(host: str, port: int) -> None:
+    """Is there a server that speaks gRPC (HTTP/2), as Ray's does? Ray itself would try for minutes, and say so.
+
+    Raises:
+        OSError: there is none.
+    """
+    preface, settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # RFC 9113, 3.4 and 6.5
+    with socket.create_connection((host, port), timeout=PATIENCE) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":  # whatever is there, it will not answer this
+            return
+        connection.sendall(preface + settings)
+        if connection.recv(4)[3:] != settings[3:4]:
+            raise ConnectionError("what answers there is not Ray")
+
+
+@contextlib.contextmanager
+def _on_loopback(ray: Any) -> Iterator[None]:
+    """A Ray that is started inside keeps to 127.0.0.1, as it does on Windows and macOS by itself.
+
+    Elsewhere it would listen to the network, and whoever can speak to Ray can run programs. There is no public setting:
+    127.0.0.1 as the node's address is taken for a mistake. Should a later Ray have none of this, it asks for a token.
+    """
+    constants = ray._private.ray_constants
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+def _started() -> set[psutil.Process]:
+    """The processes of Ray that this one has started."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it is gone
+            if any(f"{os.sep}ray{os.sep}" in part for part in process.cmdline()):
+                found.add(process)
+    return found
+
+
+def _check_sizes(machines: Mapping[str, Any], cpus: int, gpus: float) -> None:
+    kinds = {(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in machines.values()}
+    if not any(have_cpus >= cpus and have_gpus >= gpus for have_cpus, have_gpus in kinds):
+        have = "; ".join(f"{have_cpus:g} CPUs and {have_gpus:g} GPUs" for have_cpus, have_gpus in sorted(kinds))
+        raise ValueError(
+            f"threads = {cpus}, ray_gpus = {gpus:g}: no machine of the cluster has as many (they have {have}). "
+            "Ask for less."
+        )
+
+
+def _check_versions(ray: Any, machines: Mapping[str, Any], cpus: int) -> None:
+    """A task on each machine tells."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for name, node in machines.items():
+        there = NodeAffinitySchedulingStrategy(name, soft=False)
+        asked[task_of(ray, _versions_there, cpus, 0.0, num_cpus=0, scheduling_strategy=there).remote()] = node
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=LONG_PATIENCE)
+    ours = versions()
+    for ref, node in asked.items():
+        where = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        try:
+            theirs = ray.get(ref) if ref in ready else "it does not answer"
+        except ray.exceptions.TaskUnschedulableError:  # it has left meanwhile
+            continue
+        except ray.exceptions.RayError as error:  # such as: there is no randprune_lab to import
+            theirs = last_line(error)
+        if isinstance(theirs, str):
+            raise ValueError(
+                f"the cluster's machine {where} cannot work for this run: {theirs}. Install randprune-lab there, as "
+                "it is here, or take the machine out of the cluster."
+            )
+        for name in ours:
+            if theirs[name] != ours[name]:
+                raise ValueError(
+                    f"the cluster's machine {where} has {name} {theirs[name]}, this one has {ours[name]}: must be "
+                    "equal, or its results would be others. Install the same version on all of them."
+                )
+
+
+def task_of(ray: Any, function: Callable[..., Any], cpus: int, gpus: float, **others: Any) -> Any:
+    """A function as a task, in a process whose threads are set before it imports torch."""
+    threads = {"OMP_NUM_THREADS": str(cpus), "OMP_WAIT_POLICY": "PASSIVE"}
+    settings = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "runtime_env": {"env_vars": threads}}
+    return ray.remote(function).options(**(settings | others))
+
+
+def last_line(error: BaseException) -> str:
+    """Of what an error says; Ray's say much."""
+    return str(error).strip().rsplit("\n", 1)[-1].strip()
+
+
+def _versions_there() -> dict[str, str]:
+    return versions()

@@ -1,0 +1,240 @@
+"""Candidates, and whole runs, in other processes and on other machines: Ray, the extra ``[ray]``.
+
+A worker does with a candidate what ``executors.train_candidates`` does with it here, so its numbers are the same bit
+for bit at equal ``threads``, on machines of one kind. Data, teacher and network travel to each worker once a run,
+weights once a stage. Whatever a worker or a machine that is lost was doing is done again elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from randprune_lab.cluster import RETRIES, connected, import_ray, last_line, task_of
+from randprune_lab.config import RunConfig
+from randprune_lab.distill import Teacher
+from randprune_lab.executors import State, Train, Trained, train_candidates
+from randprune_lab.masks import Masks, pack, unpack
+from randprune_lab.methods import hooks_of
+from randprune_lab.splits import Task
+from randprune_lab.training import Session, start_accelerator, using_threads
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def executor(config: RunConfig) -> Iterator[Train]:
+    """Where a run's candidates are trained: here; or on Ray, which is connected, or started, inside.
+
+    Raises:
+        ValueError: as ``check``, which comes first and looks closer.
+    """
+    if config.executor != "ray":
+        yield train_candidates
+        return
+    with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus, known=True) as ray:
+        yield _Crew(ray, config).train_candidates
+
+
+def check(config: RunConfig, device: torch.device) -> None:
+    """Refuse a run that could not give its candidates to Ray, before anything is trained.
+
+    Raises:
+        ValueError: as ``connected``; or the candidates would be trained on another kind of device than the rest.
+    """
+    if config.executor != "ray":
+        return
+    if (device.type == "cuda") != (config.ray_gpus > 0):
+        fix = "Pass ray_gpus=1 (0.5: two share one)" if device.type == "cuda" else "Pass ray_gpus=0"
+        raise ValueError(
+            f"ray_gpus = {config.ray_gpus:g}, and the run is on {device.type}: candidates must be trained on the same "
+            f"kind of device as the rest. {fix}, or another device."
+        )
+    if config.ray_address:
+        with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus):
+            pass
+    else:
+        import_ray()
+
+
+def in_cluster(
+    work: Callable[[RunConfig], Result],
+    jobs: Mapping[Key, RunConfig],
+    tell: Callable[[int, int], object] = lambda *_: None,
+    *,
+    address: str = "",
+    cpus: int = 1,
+    gpus: float = 0.0,
+) -> Iterator[tuple[Key, Result]]:
+    """What ``work`` makes of each job, on Ray: each key with its result, in the order in which they come.
+
+    ``tell`` hears how many are done, of how many. A job takes ``cpus`` CPUs, or its ``threads`` if those are more, and
+    ``gpus`` GPUs. One that would itself give its candidates to Ray trains them where it is, with the same results.
+
+    Raises:
+        ValueError: as ``connected``.
+        RuntimeError: a job was lost too often. What a job raises is raised here.
+    """
+    most = max([cpus, *(config.threads for config in jobs.values())])
+    with connected(address, cpus=most, gpus=gpus) as ray:
+        waiting = {}
+        for key, config in jobs.items():
+            plain = config.model_copy(update={"executor": "lockstep"}) if config.executor == "ray" else config
+            task = task_of(ray, _do, max(cpus, config.threads), gpus)
+            waiting[task.remote(work, plain)] = key
+        with _cancelling(ray, waiting):
+            while waiting:
+                (ready,), _ = ray.wait(list(waiting), num_returns=1)
+                result = _result(ray, ready)
+                key = waiting.pop(ready)
+                tell(len(jobs) - len(waiting), len(jobs))
+                yield key, result
+
+
+def _result(ray: Any, ref: Any) -> Any:
+    """What a task returns; what it raises is raised here."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ray.exceptions.RayError):  # the task has not begun
+            raise ValueError(
+                f"a worker of Ray cannot read what it was sent ({last_line(error.cause)}). Your own model or function "
+                "must come from a module that every machine can import."
+            ) from error
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(
+            f"a worker of Ray was lost {RETRIES + 1} times ({str(error).strip().splitlines()[0]}). Give the machines "
+            "more memory, or pass executor='lockstep'."
+        ) from error
+
+
+@contextlib.contextmanager
+def _cancelling(ray: Any, waiting: Mapping[Any, object]) -> Iterator[None]:
+    """Whatever still waits when this ends, by an error or because nobody asks any more, is given up."""
+    try:
+        yield
+    finally:
+        for ref in waiting:
+            with contextlib.suppress(Exception):  # the connection may be gone
+                ray.cancel(ref, force=True)
+
+
+class _Crew:
+    """The workers of one run."""
+
+    def __init__(self, ray: Any, config: RunConfig) -> None:
+        self.ray, self.task = ray, task_of(ray, _train, config.threads, config.ray_gpus)
+        self.shared: Any = None
+
+    def train_candidates(
+        self,
+        session: Session,
+        draw: Callable[[int], Masks],
+        numbers: Sequence[int],
+        stage: int,
+        steps: range,
+        *,
+        states: Mapping[int, State] = MappingProxyType({}),
+        keep: bool = False,
+    ) -> Iterator[Trained]:
+        """As ``executors.train_candidates``, each candidate in a worker; they come in the order of ``numbers``."""
+        put = self.ray.put
+        self.shared = self.shared or put(_parcel(session))
+        fresh = not all(states.get(number) for number in numbers)
+        weights = {name: tensor.cpu() for name, tensor in session.model.state_dict().items()}
+        sent = [put(weights)] if fresh else []
+        waiting = {}
+        for number in numbers:
+            masks = {name: pack(mask) for name, mask in draw(number).items()}
+            # References within a list are not fetched before the worker asks: it may have what they stand for.
+            ref = self.task.remote([self.shared], sent, number, masks, stage, steps, states.get(number, {}), keep)
+            waiting[ref] = number
+        with _cancelling(self.ray, waiting):
+            for ref in list(waiting):
+                trained = _result(self.ray, ref)
+                del waiting[ref]
+                yield trained
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parcel:
+    """What is the same for all candidates of a run, in main memory."""
+
+    config: RunConfig
+    task: Task
+    model: nn.Module
+    teacher: Teacher | None
+    prunable: tuple[str, ...]
+
+
+def _parcel(session: Session) -> _Parcel:
+    cpu = torch.device("cpu")
+    return _Parcel(
+        session.config.model_copy(update={"executor": "serial", "device": session.accelerator.device.type}),
+        session.task.to(cpu),
+        copy.deepcopy(session.model).to(cpu),
+        session.teacher.to(cpu) if session.teacher else None,
+        session.prunable,
+    )
+
+
+# Below: what runs in a worker.
+
+_known: dict[str, Session] = {}  # the run that this process works for
+
+
+def _train(
+    shared: list[Any],
+    weights: list[Any],
+    number: int,
+    packed: Masks,
+    stage: int,
+    steps: range,
+    state: State,
+    keep: bool,
+) -> Trained:
+    """Train one candidate; ``shared`` and ``weights`` hold one reference each, the latter none where ``state`` is."""
+    ray = import_ray()
+    name = shared[0].hex()
+    if name not in _known:
+        _known.clear()
+        _known[name] = _unpacked(ray.get(shared[0]))
+    session = _known[name]
+    if weights:
+        session.model.load_state_dict(ray.get(weights[0]))
+    device = session.accelerator.device
+    masks = {name: unpack(bits, session.model.get_parameter(name).shape, device) for name, bits in packed.items()}
+    states = {number: state} if state else {}
+    with using_threads(session.config.threads):
+        (trained,) = train_candidates(session, lambda _: masks, [number], stage, steps, states=states, keep=keep)
+    return trained
+
+
+def _unpacked(parcel: _Parcel) -> Session:
+    """The run's session, on this worker's device."""
+    config = parcel.config
+    torch.use_deterministic_algorithms(config.deterministic)
+    accelerator = start_accelerator(config)
+    device = accelerator.device
+    return Session(
+        config,
+        parcel.task.to(device),
+        parcel.model.to(device),
+        accelerator,
+        teacher=parcel.teacher.to(device) if parcel.teacher else None,
+        prunable=parcel.prunable,
+        hooks=hooks_of(config),
+    )
+
+
+def _do(work: Callable[[RunConfig], Result], config: RunConfig) -> Result:
+    return work(config)

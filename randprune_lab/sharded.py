@@ -1,0 +1,298 @@
+"""Masks for checkpoints larger than memory: one tensor at a time is read, masked and written; ``randprune mask``.
+
+Nothing is trained: the weights that a mask keeps stay as they are, the others become 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+from torch import Tensor
+
+from randprune_lab.bench import bench_device
+from randprune_lab.card import HUB_ID, shown_name
+from randprune_lab.checks import keep_count
+from randprune_lab.files import free_disk, write_atomically
+from randprune_lab.shards import Shard, StoredCheckpoint, StoredTensor, copy_file, open_checkpoint, rewrite_shard
+from randprune_lab.stored_masks import Facts, MaskSettings, StoredMasks, overall_ir
+
+RECORD, CARD, DENSE_CARD, LOCK = "mask.json", "README.md", "README-before.md", ".mask.json.lock"
+BEFORE = {CARD: DENSE_CARD, RECORD: "mask-before.json"}  # files of the checkpoint that would stand in the way of ours
+PARTS = ("randprune-lab", "torch", "numpy")  # whose versions decide which random mask a seed gives
+Tell = Callable[[int, int, str], object]
+
+
+def mask_checkpoint(
+    checkpoint: str | Path,
+    out: str | Path,
+    settings: MaskSettings,
+    *,
+    device: str = "cpu",
+    tell: Tell = lambda *_: None,
+) -> Facts:
+    """Write a checkpoint with a mask applied into the folder ``out``, shard by shard.
+
+    The mask is that of ``masks.stage_masks`` at stage 1 with the same settings (and of the explorer), bit for bit. Only
+    the random one of scope global, and of tensors above 2**26 weights, is another draw of the same law, since there no
+    sampler may see all weights at a time (see ``pieces``). It keeps exactly as many. In scope global all tensors are
+    one vector in the checkpoint's order; the closed form that rules there is a few percent off below some 1,000
+    weights in all.
+
+    Killed anywhere and called again with the same arguments, it goes on after the last whole shard, and the files come
+    out the same; once finished, it does nothing.
+
+    Args:
+        checkpoint: a folder with safetensors, a ``.safetensors`` file, or a Hub id.
+        out: a folder that is empty or not yet there, or that an earlier call began.
+        settings: which mask.
+        device: "cpu" or "cuda", where masks are worked out. A seed gives other random masks on each.
+        tell: hears how many of how many bytes are done, and what is being done.
+
+    Returns:
+        The content of ``mask.json``: settings, facts of each tensor (size, kept, threshold, samples M, power T, ir,
+        swapped) and of all together.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, holds weights that are not finite or nothing to prune; ``out`` is
+            occupied, lies inside it, was begun otherwise, or cannot be written.
+    """
+    where = bench_device(device)
+    stored = open_checkpoint(checkpoint)
+    chosen = stored.chosen(settings.include, settings.exclude)
+    _check_kept(chosen, settings)
+    folder = Path(out)
+    _check_out(Path(checkpoint), folder)
+    identity = {
+        "settings": settings.told(),
+        "source": {"name": shown_name(str(checkpoint)), "digest": stored.digest()},
+        "made_with": {"device": where.type} | {name: importlib.metadata.version(name) for name in PARTS},
+    }
+    with _alone(folder):
+        record = _begun(folder, identity)
+        waiting = [shard for name, shard in stored.shards.items() if not _is_done(folder, record, name, shard)]
+        if not waiting and record.get("finished"):
+            return record
+        record = {**record, "finished": False}
+        _check_disk(folder, waiting, stored.files)
+        try:
+            _save(folder, record)
+            _write_shards(folder, record, waiting, StoredMasks(chosen, settings, where), tell)
+            _finish(folder, record, stored, chosen)
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: cannot be written ({error}). Free the disk and run it again: it goes on."
+            ) from error
+    return record
+
+
+def _check_kept(chosen: Sequence[StoredTensor], settings: MaskSettings) -> None:
+    """A run refuses to empty a tensor, too."""
+    sizes = {tensor.name: tensor.size for tensor in chosen}
+    if settings.scope == "global":
+        sizes = {"all of them together": sum(sizes.values())}
+    for name, size in sizes.items():
+        if size and not keep_count(size, settings.sparsity):
+            raise ValueError(
+                f"sparsity = {settings.sparsity}: nothing would be left of {name} ({size:,} weights). Pass less, "
+                "or exclude it."
+            )
+
+
+def _check_out(source: Path, out: Path) -> None:
+    if out.is_symlink():
+        raise ValueError(f"{out}: is a link, and whatever it leads to might be overwritten. Pass a folder of its own.")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{out}: lies inside {source}. Pass a folder beside it.")
+    try:
+        others = [path for path in out.iterdir() if not path.name.startswith(f".{RECORD}")] if out.exists() else []
+    except OSError as error:  # a file, or a folder that may not be read
+        raise ValueError(f"{out}: is no folder that can be used ({error}). Pass a new one.") from error
+    if others and not (out / RECORD).is_file():
+        raise ValueError(f"{out}: holds other things. Pass a new folder, or one that randprune mask began.")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process in a folder; the folder goes again if nothing came into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ValueError(f"{folder}: another process is writing there. Wait for it, or pass another folder.") from error
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written ({error}). Pass another folder.") from error
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def _begun(folder: Path, identity: Facts) -> Facts:
+    """The record of what is done already; of a new folder an empty one."""
+    for left in (*folder.glob(".*.part"), *folder.glob(".*.tmp")):  # of a process that was killed
+        left.unlink()
+    path = folder / RECORD
+    if not path.is_file():
+        return identity | {"notes": [], "shards": {}}
+    try:
+        record: Facts = json.loads(path.read_text())
+        differing = [name for name in identity if record[name] != identity[name]]
+        record["shards"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{path}: is no record of randprune mask ({error!r}). Pass a new folder.") from error
+    if differing:
+        what = {"settings": "other settings", "source": "another checkpoint, or it has changed since"}
+        told = "; ".join(
+            f"{what.get(name, 'other versions or another device')} ({record[name]}, now {identity[name]})"
+            for name in differing
+        )
+        raise ValueError(f"{folder}: was begun with {told}. Pass a new folder.")
+    return record
+
+
+def _is_done(folder: Path, record: Facts, name: str, shard: Shard) -> bool:
+    path = folder / name
+    return name in record["shards"] and path.is_file() and path.stat().st_size == shard.length
+
+
+def _check_disk(folder: Path, waiting: Sequence[Shard], files: Mapping[str, Path]) -> None:
+    needed = sum(shard.length for shard in waiting) + sum(path.stat().st_size for path in files.values())
+    free = free_disk(folder)
+    if needed > free:
+        raise ValueError(f"{folder}: {needed:,} bytes are to be written, {free:,} are free. Free the disk first.")
+
+
+def _write_shards(folder: Path, record: Facts, waiting: Sequence[Shard], masks: StoredMasks, tell: Tell) -> None:
+    """One after another, and after each the record."""
+    first = sum(masks.bytes_of.values()) if waiting and masks.settings.scope == "global" else 0
+    total = first + sum(shard.length for shard in waiting)
+    done = 0
+
+    def advance(number: int, doing: str) -> None:
+        nonlocal done
+        done += number
+        tell(done, total, doing)
+
+    if first:
+        advance(0, "counting magnitudes")
+        masks.first_pass(lambda part: advance(masks.bytes_of[part.name], "counting magnitudes"))
+    for shard in waiting:
+        facts = _write_shard(folder, shard, masks, lambda tensor: advance(tensor.nbytes, tensor.file.name))
+        record["shards"][shard.file.name] = facts
+        record["notes"] = sorted({*record["notes"], *masks.notes})
+        _save(folder, record)
+
+
+def _write_shard(
+    folder: Path, shard: Shard, masks: StoredMasks, tell: Callable[[StoredTensor], object]
+) -> dict[str, Facts]:
+    """The facts of its tensors that are pruned."""
+    facts = {}
+
+    def changed(tensor: StoredTensor) -> Tensor | None:
+        weight = None
+        if tensor.name in masks.parts:
+            weight, facts[tensor.name] = masks.apply(tensor)
+        tell(tensor)
+        return weight
+
+    rewrite_shard(shard, folder / shard.file.name, changed)
+    return facts
+
+
+def _save(folder: Path, record: Facts) -> None:
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(part) for name, part in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_atomically(folder / RECORD, json.dumps(finite(record), indent=1) + "\n")
+
+
+def _finish(folder: Path, record: Facts, stored: StoredCheckpoint, chosen: Sequence[StoredTensor]) -> None:
+    """All that is no weight: what lay beside them, the card, the totals."""
+    for name, path in stored.files.items():
+        if name != DENSE_CARD or CARD not in stored.files:  # of two cards of before the newer is kept
+            copy_file(path, folder / BEFORE.get(name, name))
+    of_all = {name: facts for shard in record["shards"].values() for name, facts in shard.items()}
+    of_all = {tensor.name: of_all[tensor.name] for tensor in chosen}
+    size, kept, moved = (sum(facts[name] for facts in of_all.values()) for name in ("size", "kept", "moved"))
+    parameters = sum(tensor.size for tensor in stored.tensors.values())
+    record["shards"] = {name: record["shards"][name] for name in stored.shards}
+    record["totals"] = {
+        "tensors": len(of_all),
+        "left_alone": len(stored.tensors) - len(of_all),
+        "quantized": len(stored.quantized),
+        "parameters": parameters,
+        "prunable": size,
+        "kept": kept,
+        "sparsity": 1 - kept / size,
+        "sparsity_of_all": (size - kept) / parameters,
+        "ir": overall_ir(size - kept, moved),
+        "swapped": moved / max(kept, 1),
+    }
+    record["finished"] = True
+    write_atomically(folder / CARD, checkpoint_card(record, of_all, transformers="config.json" in stored.files))
+    _save(folder, record)
+
+
+def checkpoint_card(record: Facts, of_all: Mapping[str, Facts], *, transformers: bool) -> str:
+    """The model card, ``README.md``: what was done, to which tensors, and what was not."""
+    name, totals, settings = record["source"]["name"], record["totals"], record["settings"]
+    front: dict[str, Any] = {"library_name": "transformers" if transformers else "pytorch"}
+    front |= {"base_model": name} if "/" in name and HUB_ID.fullmatch(name) else {}
+    front["tags"] = ["pruning", "sparsity", "randprune-lab"]
+    head = "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---"])
+    kind = f"random mask no. {settings['candidate']}" if settings["candidate"] else "plain magnitude mask"
+    left = totals["parameters"] - totals["prunable"] + totals["kept"]
+    quantized = f", {totals['quantized']} of them quantized" if totals["quantized"] else ""
+    dense = f"{totals['prunable'] / totals['kept']:.1f}x" if totals["kept"] else "nothing is left"
+    rows = "\n".join(
+        f"| `{label}` | {facts['size']:,} | {facts['kept']:,} | {1 - facts['kept'] / facts['size']:.4f} "
+        f"| {facts['swapped']:.2%} |"
+        for label, facts in of_all.items()
+    )
+    told = [f"- {key}: `{_plain(value)}`" for key, value in settings.items()]
+    told += ["- made with: " + ", ".join(f"{key} {value}" for key, value in record["made_with"].items())]
+    lines = "\n".join([*told, *(f"- note: {note}" for note in record["notes"])])
+    return f"""{head}
+
+# {name}, masked to sparsity {totals["sparsity"]:.4g}
+
+A {kind} was applied with RandPrune Lab (arXiv 2310.13183). Of {totals["prunable"]:,} prunable weights in \
+{totals["tensors"]} tensors {totals["kept"]:,} are kept: sparsity {totals["sparsity"]:.4f}, {dense}. Of all \
+{totals["parameters"]:,} parameters {left:,} are left: sparsity {totals["sparsity_of_all"]:.4f}. \
+{totals["left_alone"]} tensors were left alone{quantized}. Introduced randomness ir {totals["ir"]:.4g}; \
+{totals["swapped"]:.2%} of the kept weights are others than the plain mask keeps.
+
+> **What this is not.** No fine-tuning happened: the weights that are kept have their old values, and the model does \
+worse than before, at high sparsity far worse. Nor is it smaller or faster: pruned weights are stored as zeros, in \
+tensors of their usual names, shapes and types. The licence is that of the model it was made from.
+
+## Settings
+
+{lines}
+
+## Tensors
+
+swapped: the share of the kept weights that the plain mask would prune. More in `mask.json`.
+
+| tensor | weights | kept | sparsity | swapped |
+| --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def _plain(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else "none" if value is None else str(value)

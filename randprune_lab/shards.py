@@ -1,0 +1,273 @@
+"""Safetensors checkpoints as bytes: where each tensor of each shard lies, which of them are pruned, a shard rewritten.
+
+Nothing is loaded but one tensor at a time. A rewritten shard has the header of the old one, byte for byte: names,
+types, shapes, order and metadata stay. (The format: eight bytes, the length of a JSON header; the header; the tensors.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from randprune_lab.models import weight_files
+from randprune_lab.packing import LEFT_OUT
+from randprune_lab.sources import CheckpointSource
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+QUANTIZED = re.compile(r"[IU](4|8|16|32)|F[468](_.*)?")  # small integers, and floating point of 8 bits or less
+INDEX = ".safetensors.index.json"
+SAMPLES, SAMPLE_BYTES = 16, 2**16  # of each shard: what the digest reads
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor's place in its file, in bytes. ``dtype``: as safetensors calls it."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """The number of its weights."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return self.end - self.start
+
+    def read(self) -> Tensor:
+        """Its values, in memory of their own.
+
+        Raises:
+            ValueError: the file has grown shorter, or cannot be read.
+        """
+        content = np.empty(self.nbytes, dtype=np.uint8)
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.start)
+                found = file.readinto(content.data)
+        except OSError as error:
+            raise ValueError(f"{self.file}: cannot be read ({error}). Copy or download it again.") from error
+        if found != len(content):
+            raise ValueError(f"{self.file}: ends within {self.name}. Copy or download it again.")
+        return torch.from_numpy(content).view(DTYPES[self.dtype]).view(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file: its header with the length before it, and its tensors as they lie there."""
+
+    file: Path
+    header: bytes
+    tensors: tuple[StoredTensor, ...]
+
+    @property
+    def length(self) -> int:
+        """Its size in bytes."""
+        return max([len(self.header), *(tensor.end for tensor in self.tensors)])
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint on disk, of which only the headers were read.
+
+    Attributes:
+        name: as it was asked for, a path or a Hub id.
+        files: what lies beside the weights (configuration, tokenizer, index): relative path -> file.
+        shards: its files, by name.
+        tensors: the floating-point tensors that are not empty, in the order in which people count (layer.2 before
+            layer.10). In global scope they are one vector in this order.
+        prunable: those that a run would prune by default: the matrices of the blocks, by names and shapes.
+        quantized: matrices of the blocks that are left alone, since they are quantized or scale what is.
+    """
+
+    name: str
+    files: dict[str, Path]
+    shards: dict[str, Shard]
+    tensors: dict[str, StoredTensor]
+    prunable: tuple[str, ...]
+    quantized: tuple[str, ...]
+
+    def digest(self) -> str:
+        """Changes with names, sizes and headers of the shards, and with their bytes at 16 places of each."""
+        found = hashlib.blake2b(digest_size=16)
+        for name, shard in sorted(self.shards.items()):
+            found.update(json.dumps([name, shard.length]).encode() + shard.header)
+            with shard.file.open("rb") as file:
+                for place in np.linspace(0, max(shard.length - SAMPLE_BYTES, 0), SAMPLES).astype(int):
+                    file.seek(int(place))
+                    found.update(file.read(SAMPLE_BYTES))
+        return found.hexdigest()
+
+    def chosen(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[StoredTensor]:
+        """What is pruned: of ``prunable`` those that a pattern of ``include`` finds (if any), and none of ``exclude``.
+
+        Raises:
+            ValueError: nothing is left, or a pattern finds none.
+        """
+        known = ", ".join(self.prunable[:8]) + (" ..." if len(self.prunable) > 8 else "")
+        for pattern in (*include, *exclude):
+            if not any(re.search(pattern, name) for name in self.prunable):
+                raise ValueError(f"pattern {pattern!r}: matches no prunable tensor. Choose among: {known or 'none'}.")
+        names = [
+            name
+            for name in self.prunable
+            if (not include or any(re.search(pattern, name) for pattern in include))
+            and not any(re.search(pattern, name) for pattern in exclude)
+        ]
+        if not names:
+            quantized = f" {len(self.quantized)} of its matrices are quantized." if self.quantized else ""
+            raise ValueError(
+                f"{self.name}: nothing to prune: a matrix of floating-point weights must be left.{quantized} "
+                f"include = {tuple(include)}, exclude = {tuple(exclude)}; prunable: {known or 'none'}."
+            )
+        return [self.tensors[name] for name in names]
+
+
+def open_checkpoint(checkpoint: str | Path) -> StoredCheckpoint:
+    """A folder with ``model.safetensors`` or an index and its shards, one ``.safetensors`` file, or a Hub id.
+
+    Raises:
+        ValueError: nothing readable is there, only a pickle is, a shard is damaged or missing, or the index names what
+            is not there.
+    """
+    paths = weight_files(checkpoint)
+    shards: dict[str, Shard] = {}
+    owners: dict[str, str] = {}
+    source = CheckpointSource(str(checkpoint))  # reads the headers with safetensors' own checks
+    for path in paths:
+        shard = _shard(path)
+        for tensor in shard.tensors:
+            if tensor.name in owners:
+                raise ValueError(
+                    f"{path}: holds {tensor.name}, and so does {owners[tensor.name]}. Leave one set of weights there."
+                )
+            owners[tensor.name] = path.name
+        shards[path.name] = shard
+    whole = Path(checkpoint)
+    if not whole.is_file():  # a shard by itself lacks what lies in the others
+        _check_index(paths[0].parent, owners)
+    stored = {tensor.name: tensor for shard in shards.values() for tensor in shard.tensors}
+    modules = {
+        tensor.name.rpartition(".")[0]
+        for tensor in stored.values()
+        if QUANTIZED.fullmatch(tensor.dtype) and len(tensor.shape) >= 2 and not tensor.name.endswith("bias")
+    }
+    by_default = [name for name, info in source.tensors.items() if info.prunable]
+    scales = {name for name in by_default if name.rpartition(".")[0] in modules}
+    return StoredCheckpoint(
+        name=str(checkpoint),
+        files={} if whole.is_file() else _beside(whole if whole.exists() else _rest_of(str(checkpoint))),
+        shards=shards,
+        tensors={name: stored[name] for name in source.tensors},
+        prunable=tuple(name for name in by_default if name not in scales),
+        quantized=tuple(name for name in stored if name.rpartition(".")[0] in modules and len(stored[name].shape) >= 2),
+    )
+
+
+def _shard(path: Path) -> Shard:
+    """The header has been checked already: it is JSON, and its places fill the file without gaps."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = length + file.read(int.from_bytes(length, "little"))
+    tensors = [
+        StoredTensor(
+            name, path, entry["dtype"], tuple(entry["shape"]), *(len(header) + at for at in entry["data_offsets"])
+        )
+        for name, entry in json.loads(header[8:]).items()
+        if name != "__metadata__"
+    ]
+    return Shard(path, header, tuple(sorted(tensors, key=lambda tensor: (tensor.start, tensor.end))))
+
+
+def _check_index(folder: Path, owners: dict[str, str]) -> None:
+    """Each tensor lies where the index says."""
+    index = folder / "model.safetensors.index.json"
+    named = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
+    for name, file in named.items():
+        if owners.get(name) != file:
+            raise ValueError(f"{index}: {name} should lie in {file}, but does not. Download the checkpoint again.")
+
+
+def _rest_of(model_id: str) -> Path:
+    """The folder of a Hub id in the cache, with all that is no weight and no pickle."""
+    from huggingface_hub import snapshot_download
+
+    left_out = [f"*{ending}" for ending in LEFT_OUT if ending != ".index.json"]
+    return Path(snapshot_download(model_id, ignore_patterns=left_out))
+
+
+def _beside(folder: Path) -> dict[str, Path]:
+    """Hidden files, pickles and weights in other formats are no part of it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        name = path.name.lower()
+        skipped = name.endswith(LEFT_OUT) and not (path.parent == folder and name.endswith(INDEX))
+        weights = path.parent == folder and path.suffix == ".safetensors"
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and not (skipped or weights or hidden):
+            found[relative.as_posix()] = path
+    return found
+
+
+def rewrite_shard(shard: Shard, target: Path, changed: Callable[[StoredTensor], Tensor | None]) -> None:
+    """Write a shard anew, tensor by tensor; under another name until it is whole.
+
+    ``changed`` gives a tensor's new values, of its own type and shape; None: they stay as they are.
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        _write(shard, part, changed)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(shard: Shard, part: Path, changed: Callable[[StoredTensor], Tensor | None]) -> None:
+    with shard.file.open("rb") as old, part.open("wb") as new:
+        new.write(shard.header)
+        for tensor in shard.tensors:
+            values = changed(tensor)
+            if values is None:
+                old.seek(tensor.start)
+                for piece in _pieces(old, tensor.nbytes):
+                    new.write(piece)
+            else:
+                new.write(values.reshape(-1).view(torch.uint8).numpy().data)
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def _pieces(file: BinaryIO, length: int, most: int = 2**24) -> Iterator[bytes]:
+    while length > 0:
+        piece = file.read(min(length, most))
+        if not piece:
+            raise OSError("it has grown shorter")
+        length -= len(piece)
+        yield piece
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, part)
+    part.replace(target)

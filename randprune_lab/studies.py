@@ -1,0 +1,382 @@
+"""A study: one question, asked with many runs. A small TOML file says which; here it becomes their configurations.
+
+    title = "Does selection pay?"
+    question = "Is the network better when the best of several random masks is taken, not the first?"
+    seeds = 8                        # 0 to 7; or a list
+    x = "sparsity"                   # what the figure has on its horizontal axis
+    [base]                           # settings that all runs share: any field of RunConfig
+    stages = [0.8, 0.9375]
+    [grid]                           # each value with each other one
+    samples = [1, 4, 16]
+    [lines."with selection"]         # a curve of the figure: what it changes
+    method = "randomized"
+    [lines."IMP, as many epochs"]    # a fair control of another line (config.controls)
+    control = "imp-matched"
+    of = "with selection"
+    [[claims]]                       # what is tested, seed by seed
+    says = "Selection helps."
+    above = "with selection"
+    below = "IMP, as many epochs"
+    [small]                          # what its small form changes, for two cores
+    seeds = 4
+
+Settings that no one gives are those that fit the task, as for ``randprune run``. A line wins over the grid, the grid
+over the base. ``budget = 20`` gives a line that many epochs a stage, judging included: what judging costs is taken off
+the fine-tuning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import Field
+
+from randprune_lab.checks import check_option, problem_of
+from randprune_lab.config import FREE, RunConfig, Seed, controls, preset
+from randprune_lab.methods import METHODS
+
+BUILT_IN = Path(__file__).parent / "built_in"
+MEASURES = ("score", "gap", "plain_won", "ranks", "same_winner", "epochs")
+OF_REFERENCE = ("ranks", "same_winner")
+OWN = ("control", "of", "budget")  # what a line says besides settings
+AXES = ("sparsity", "ir", "line")  # besides the fields of the grid
+MOST_RUNS = 100_000
+# A name for what belongs together on paper or on disk, and what changes no result: two studies share such runs.
+UNTOLD = (*FREE, "group", "control", "keep_stages")
+# What a run that judges no masks never looks at, nor one without random masks, nor one by how randomness is set.
+OF_JUDGING = ("candidates", "emep_epochs", "emep_steps", "emep_learning_rate", "racing")
+OF_CANDIDATES = (
+    *OF_JUDGING,
+    *("randomness", "samples", "sampling_ratio", "target_ir", "power", "reach", "ties", "sampler"),
+)
+UNREAD: dict[str, tuple[str, ...]] = {
+    "fixed": ("sampling_ratio",),
+    "decrease": ("samples",),
+    "increase": ("samples",),
+    "target_ir": ("sampling_ratio", "power"),
+    "adaptive": ("sampling_ratio", "power"),
+}
+
+
+class Claim(pydantic.BaseModel):
+    """Something that the study tests, seed by seed: is a measure of one line above that of another, or a number?
+
+    Attributes:
+        says: the claim, a sentence; ``source``: who makes it.
+        above, below: the lines; ``below`` may be a number.
+        measure: score (on the reported split); gap (that less the score on the selection split); plain_won
+            (share of the stages that the deterministic mask won); ranks (Spearman's correlation of the candidates'
+            scores with those of the line ``reference``, at the first stage); same_winner (of that stage, too: 1 or 0);
+            epochs (that a run trained).
+        trend: instead of its mean, Spearman's correlation of the measure with x counts.
+        where: only these values of the grid, or of sparsity; all others are averaged over.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    says: str
+    source: str = ""
+    above: str
+    below: str | pydantic.FiniteFloat = 0.0
+    measure: str = "score"
+    trend: bool = False
+    where: dict[str, Any] = {}
+
+
+class Study(pydantic.BaseModel):
+    """What is asked, and of which runs. Frozen; see the module for the file that describes it."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$")]
+    title: str
+    question: str = ""
+    source: str = ""
+    notes: tuple[str, ...] = ()
+    base: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}
+    seeds: list[Seed] = list(range(8))
+    x: str = "line"
+    y: str = "score"
+    log: bool = False
+    reference: str = ""
+    versus: str = ""
+    kept: Literal["results", "weights"] = "results"
+    claims: tuple[Claim, ...] = ()
+
+    @pydantic.field_validator("seeds", mode="before")
+    @classmethod
+    def _counted(cls, seeds: Any) -> Any:
+        if not isinstance(seeds, int) or isinstance(seeds, bool):
+            return seeds
+        if not 1 <= seeds <= MOST_RUNS:
+            raise ValueError(f"seeds = {seeds:,}: must be from 1 to {MOST_RUNS:,}. Pass 8, or a list of seeds.")
+        return list(range(seeds))
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name in (*self.base, *self.grid):
+            check_option("field", name, tuple(RunConfig.model_fields))
+        if self.name == "runs":
+            raise ValueError("name = 'runs': the folder of that name holds the runs of all studies. Pass another name.")
+        for name, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{name} is empty: there would be no run. Give it a value, or leave it out.")
+            if any(value in values[:place] for place, value in enumerate(values)):
+                raise ValueError(
+                    f"grid.{name} = {values}: one is there twice, which is no second result. Leave it out."
+                )
+        if not self.lines or not self.seeds:
+            what = "seeds" if self.lines else "lines"
+            raise ValueError(f"{what}: there is none, so there would be no run. Write [lines.NAME], and seeds = 8.")
+        if any("seed" in settings for settings in (self.base, self.grid, *self.lines.values())):
+            raise ValueError(
+                "seed stands in base, grid or a line: a study pairs its runs by seed. Write seeds = [0, 1, 2]."
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: one is there twice, which is no second result. Leave it out.")
+        check_option("x", self.x, (*AXES, *self.grid))
+        check_option("y", self.y, MEASURES)
+        if self.versus:
+            check_option("versus", self.versus, tuple(self.lines))
+        for name in self.lines:
+            self._check_line(name)
+        self._check_claims()
+        if self.size > MOST_RUNS:
+            raise ValueError(
+                f"{self.name} has {self.size:,} runs: at most {MOST_RUNS:,}. Make the grid, the lines or seeds fewer."
+            )
+        return self
+
+    def _check_line(self, name: str) -> None:
+        line = self.lines[name]
+        for field in line:
+            check_option(f"field of lines.{name}", field, (*OWN, *RunConfig.model_fields))
+        budget = line.get("budget", 1)
+        if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
+            raise ValueError(f"lines.{name}.budget = {budget!r}: epochs a stage, a whole number. Pass 20.")
+        if ("control" in line) != ("of" in line):
+            raise ValueError(f"lines.{name}: control and of belong together. Pass both, or neither.")
+        if "of" not in line:
+            return
+        if "budget" in line:
+            raise ValueError(f"lines.{name}.budget: a control has the epochs of its line. Give the budget to that one.")
+        earlier = itertools.takewhile(lambda other: other != name, self.lines)
+        known = [other for other in earlier if "of" not in self.lines[other]]
+        if line["of"] not in known:
+            raise ValueError(
+                f"lines.{name}.of = {line['of']!r}: must be a line above that is no control itself. "
+                + (f"Pass one of {', '.join(known)}." if known else "There is none.")
+            )
+
+    def _check_claims(self) -> None:
+        known = (*self.grid, "sparsity")
+        for claim in self.claims:
+            lines = [claim.above, *([claim.below] if isinstance(claim.below, str) else [])]
+            for line in lines:
+                check_option(f"line of the claim {claim.says!r}", line, tuple(self.lines))
+            check_option("measure of a claim", claim.measure, MEASURES)
+            for field, value in claim.where.items():
+                check_option(f"where of the claim {claim.says!r}", field, known)
+                for one in chosen(value, self.grid.get(field)):
+                    if one not in self.grid.get(field, [one]):
+                        raise ValueError(
+                            f"where of the claim {claim.says!r}: {field} = {one!r} is no value of the grid. "
+                            f"Valid: {', '.join(map(str, self.grid[field]))}."
+                        )
+            numbers = all(isinstance(value, int | float) for value in self.grid.get(self.x, []))
+            if claim.trend and (self.x == "line" or not numbers):
+                raise ValueError(f"trend of the claim {claim.says!r}: x = {self.x!r} has no order. Leave trend out.")
+        if self.reference or {self.y, *(claim.measure for claim in self.claims)} & set(OF_REFERENCE):
+            check_option("reference", self.reference, tuple(self.lines))
+
+    @property
+    def size(self) -> int:
+        """Runs, those that turn out to be the same counted twice."""
+        return len(self.lines) * len(self.seeds) * math.prod(len(values) for values in self.grid.values())
+
+
+def chosen(value: Any, points: Sequence[Any] | None) -> list[Any]:
+    """The values that a claim's ``where`` means: one, or a list of them; a point of the grid may be a list itself."""
+    return value if isinstance(value, list) and value not in (points or []) else [value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One run of a study. ``point``: its values of the grid; ``id``: the same for the same run in any study."""
+
+    id: str
+    line: str
+    point: dict[str, Any]
+    seed: int
+    config: RunConfig
+
+
+def built_in_studies() -> tuple[str, ...]:
+    """The names of the studies that come with the lab."""
+    return tuple(sorted(path.stem for path in BUILT_IN.glob("*.toml")))
+
+
+def read_study(source: str | Path, *, small: bool = False, changes: Mapping[str, Any] | None = None) -> Study:
+    """The study of that name, or of that TOML file.
+
+    Args:
+        source: a built-in study's name, or a file.
+        small: the form for two cores, where the study has one.
+        changes: values that replace the file's; those of ``base`` and ``grid`` one by one.
+
+    Raises:
+        ValueError: there is no such study, or something in it will not do.
+    """
+    path = Path(source)
+    if path.suffix != ".toml" and path.exists():
+        raise ValueError(f"{path}: a study's file ends in .toml. Rename it, or pass the name of a built-in study.")
+    if path.suffix != ".toml":
+        path = BUILT_IN / f"{check_option('study', str(source), built_in_studies())}.toml"
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as TOML ({error}). README shows one under Studies.") from error
+    shrunk = content.pop("small", None)
+    name = content.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem))
+    content.setdefault("title", name)
+    if small:
+        if shrunk is None:
+            raise ValueError(f"{path.name} has no small form. Leave --small out, or add a table [small] to the file.")
+        if not isinstance(shrunk, dict):
+            raise ValueError(f"{path.name}: small = {shrunk!r}: must be a table of what changes. Write [small].")
+        content = merged(content, shrunk) | {"name": f"{name}-small"}
+    content = merged(content, changes or {})
+    try:
+        for field in content:
+            check_option("field of a study", field, tuple(Study.model_fields))
+        return Study.model_validate(content)
+    except pydantic.ValidationError as error:
+        problems = [problem_of(problem) for problem in error.errors()]
+        raise ValueError(f"{path.name}: {'; '.join(problems)}") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key (``lines`` line by line), everything else is replaced; "-" takes a key away."""
+    found = dict(content)
+    for name, value in changes.items():
+        old = found.get(name)
+        found[name] = merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        if value == "-":
+            del found[name]
+    return found
+
+
+def expand(study: Study) -> list[Planned]:
+    """All runs of a study, in the order of its lines within each seed: the first seed's come first.
+
+    Raises:
+        ValueError: a setting of one of them will not do; it is named.
+    """
+    points = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
+    cells = [(line, point, _configured(study, line, point)) for point in points for line in study.lines]
+    _check_sparsities(study, [config for _, _, config in cells])
+    return [
+        Planned(run_id(own := config.model_copy(update={"seed": seed})), line, point, seed, own)
+        for seed in study.seeds
+        for line, point, config in cells
+    ]
+
+
+def _check_sparsities(study: Study, configs: Sequence[RunConfig]) -> None:
+    """A claim of a stage that no run has would never be told."""
+    known = sorted({sparsity for config in configs for sparsity in config.stages})
+    for claim in study.claims:
+        for one in chosen(claim.where.get("sparsity", []), None):
+            if one not in known:
+                raise ValueError(
+                    f"{study.name}: where of the claim {claim.says!r}: sparsity = {one!r} is no stage of any run. "
+                    f"Valid: {', '.join(map(str, known))}."
+                )
+
+
+def _configured(study: Study, line: str, point: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a line at a point of the grid, with the first seed."""
+    own = study.lines[line]
+    run = study.lines[own["of"]] if "of" in own else own
+    given = study.base | dict(point) | _settings(run) | {"seed": study.seeds[0]}
+    if "budget" in run:
+        given |= {"max_epochs": run["budget"]}
+    where = ", ".join([f"lines.{line}", *(f"{name} = {value}" for name, value in point.items())])
+    fits = {name: given[name] for name in ("task", "model") if isinstance(given.get(name), str)}
+    try:
+        config = RunConfig(**{**preset(None, **fits), **given})
+        if "budget" in run:
+            config = _less_judging(config)
+        if "of" in own:
+            known = controls(config)
+            if not known:
+                raise ValueError(f"control: there is none for method = {config.method!r}. Compare with another line.")
+            control = known[check_option("control", own["control"], tuple(known))]
+            config = RunConfig(**{**control.model_dump(), **_settings(own)})
+        return settled(config)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{study.name}, {where}: {'; '.join(map(problem_of, error.errors()))}") from error
+    except ValueError as error:
+        raise ValueError(f"{study.name}, {where}: {error}") from error
+
+
+def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in OWN}
+
+
+def _less_judging(config: RunConfig) -> RunConfig:
+    """The same with the epochs a stage that judging leaves of its ``max_epochs``."""
+    if not _compares(config):
+        return config
+    budget = config.max_epochs
+    judging = controls(config)["imp-matched"].max_epochs - budget
+    if judging >= budget:
+        raise ValueError(
+            f"budget = {budget}: judging {config.candidates} candidates takes {judging} epochs of it, and one must be "
+            f"left. Pass {judging + 1} or more."
+        )
+    return RunConfig(**{**config.model_dump(), "max_epochs": budget - judging})
+
+
+def _compares(config: RunConfig) -> bool:
+    """Its stages compare several masks."""
+    return len(METHODS[config.method].candidates(config)) > 1
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The same run with everything at its default that it never looks at, so that equal runs are equal."""
+    defaults = {name: RunConfig.model_fields[name].default for name in UNTOLD if name not in FREE}
+    unread = UNREAD[config.randomness] if "randomized" in config.method else OF_CANDIDATES
+    if config.method == "randomized-no-selection":
+        unread += OF_JUDGING
+    defaults |= {name: RunConfig.model_fields[name].default for name in unread}
+    return RunConfig(**{**config.model_dump(), **defaults})
+
+
+def run_id(config: RunConfig) -> str:
+    """A name that follows from what decides a run's results, and from nothing else.
+
+    Settings at their defaults are left out, lest a new setting rename all runs of before.
+    """
+    told = {
+        name: value
+        for name, value in config.model_dump(exclude={*UNTOLD, "seed"}).items()
+        if value != RunConfig.model_fields[name].default
+    }
+    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
+    task = re.sub(r"\W+", "-", config.task)
+    return f"{task}-{config.method}-{digest}-seed{config.seed}"

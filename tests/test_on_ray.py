@@ -1,0 +1,251 @@
+"""Candidates and runs on Ray: the same numbers as here, also when a machine is lost; what cannot work is refused."""
+
+import itertools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import psutil
+import pydantic
+import pytest
+import torch
+from small import same_tensors, tiny, tiny_model, tiny_task
+from torch import nn
+
+from randprune_lab import cluster as cluster_module
+from randprune_lab import on_ray
+from randprune_lab.cluster import connected
+from randprune_lab.config import RunConfig
+from randprune_lab.engine import prune
+from randprune_lab.events import CandidateScored, Checkpoint, RunStarted
+
+ray = pytest.importorskip("ray")
+# Ray leaves its child processes and sockets to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:subprocess .* is still running:ResourceWarning",
+    "ignore:unclosed:ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+CPU = torch.device("cpu")
+LIMIT = 170  # seconds, after which a test gives up
+
+
+@pytest.fixture(autouse=True)
+def in_time():
+    def give_up(*_):
+        raise TimeoutError(f"{LIMIT} seconds are over")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(LIMIT)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def alike(config: RunConfig, one: list, other: list) -> None:
+    """Events and tensors, bit for bit."""
+    for first, second in zip(one, other, strict=True):
+        if isinstance(first, Checkpoint):
+            assert first.progress == second.progress
+            assert same_tensors(first.tensors, second.tensors)
+        elif not isinstance(first, RunStarted):  # which tells the configuration
+            assert first == second
+    assert len({event.candidate for event in one if isinstance(event, CandidateScored)}) == config.candidates
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "ray://10.0.0.1:10001", ":6379", "10.0.0.1:port", "10.0.0.1:99999"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(pydantic.ValidationError, match="must be HOST:PORT, auto, or empty"):
+        RunConfig(ray_address=address)
+
+
+@pytest.mark.parametrize("gpus", [-1, 1.5, float("nan"), float("inf")])
+def test_gpus_are_a_part_of_one_or_whole_ones(gpus):
+    with pytest.raises(pydantic.ValidationError, match="ray_gpus"):
+        RunConfig(ray_gpus=gpus)
+    assert [RunConfig(ray_gpus=given).ray_gpus for given in (0, 0.25, 1, 4)] == [0, 0.25, 1, 4]
+
+
+def test_without_ray_it_is_said_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # import ray: ModuleNotFoundError
+    with pytest.raises(ValueError, match=r'pip install "randprune-lab\[ray\]"'):
+        prune(tiny(executor="ray"), model=tiny_model(), data=tiny_task())
+
+
+def test_candidates_are_trained_on_the_kind_of_device_that_the_rest_is_on():
+    with pytest.raises(ValueError, match="ray_gpus = 0, and the run is on cuda"):
+        on_ray.check(RunConfig(executor="ray"), torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"ray_gpus = 0\.5, and the run is on cpu"):
+        on_ray.check(RunConfig(executor="ray", ray_gpus=0.5), CPU)
+    on_ray.check(RunConfig(ray_gpus=0.5), CPU)  # Ray is not asked for
+
+
+def test_a_cluster_that_cannot_be_reached_is_refused_before_anything_is_trained():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        config = tiny(executor="ray", ray_address=f"127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(ValueError, match="no Ray cluster can be reached"):
+            prune(config, model=tiny_model(), data=tiny_task())
+    with socket.create_server(("127.0.0.1", 0)) as other:  # answers, but not as Ray would
+        threading.Thread(target=lambda: other.accept()[0].sendall(b"HTTP/1.1 400 Bad Request"), daemon=True).start()
+        config = tiny(executor="ray", ray_address=f"127.0.0.1:{other.getsockname()[1]}")
+        with pytest.raises(ValueError, match=r"reached there \(what answers there is not Ray\)"):
+            prune(config, model=tiny_model(), data=tiny_task())
+    assert not ray.is_initialized()
+
+
+def test_a_ray_of_ones_own_leaves_nothing_behind_when_a_run_fails():
+    before, handler = set(psutil.Process().children(recursive=True)), signal.getsignal(signal.SIGTERM)
+    config = tiny(executor="ray", candidates=2, dense_epochs=1)
+    stream = prune(config, model=tiny_model(), data=tiny_task())
+    judged = next(event for event in stream if isinstance(event, CandidateScored))
+    (machine,) = ray.nodes()
+    assert machine["NodeManagerAddress"] == "127.0.0.1"
+    started = set(psutil.Process().children(recursive=True)) - before
+    for process in started:
+        addresses = {one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN}
+        assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    stream.close()  # as an error of whoever takes the events would
+    psutil.wait_procs(started, timeout=20)
+    assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    alone = prune(config.model_copy(update={"executor": "serial"}), model=tiny_model(), data=tiny_task())
+    assert judged == next(event for event in alone if isinstance(event, CandidateScored))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two machines, as far as Ray can tell, with a CPU each; this process is connected to the first."""
+    from ray.cluster_utils import Cluster
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        made.add_node(num_cpus=1)
+        with connected(made.address, cpus=1, gpus=0.0):
+            yield made
+    finally:
+        made.shutdown()
+
+
+def test_another_version_anywhere_is_refused(cluster, monkeypatch):  # noqa: ARG001
+    real = cluster_module.versions()
+    for name in real:
+        monkeypatch.setattr(cluster_module, "versions", lambda name=name: real | {name: "0.0.0"})
+        with pytest.raises(ValueError, match=rf"has {name} .*, this one has 0.0.0: must be equal"):
+            prune(tiny(executor="ray", ray_address="auto"), model=tiny_model(), data=tiny_task())
+
+
+def test_a_machine_that_cannot_import_the_package_is_named(cluster, monkeypatch):  # noqa: ARG001
+    def broken():
+        raise ModuleNotFoundError("No module named 'randprune_lab'")
+
+    monkeypatch.setattr(cluster_module, "_versions_there", broken)
+    with pytest.raises(ValueError, match=r"cannot work for this run: .*No module named 'randprune_lab'"):
+        next(on_ray.in_cluster(lambda config: config.seed, {"a": RunConfig()}))
+
+
+@pytest.mark.parametrize("wanted", [{"cpus": 64, "gpus": 0.0}, {"cpus": 1, "gpus": 1.0}])
+def test_more_than_any_machine_has_is_refused(cluster, wanted):  # noqa: ARG001
+    with pytest.raises(ValueError, match=r"no machine of the cluster has as many .*1 CPUs and 0 GPUs"):
+        next(on_ray.in_cluster(lambda config: config.seed, {"a": RunConfig()}, **wanted))
+
+
+def test_jobs_come_with_their_keys_and_with_the_threads_they_ask_for(cluster):  # noqa: ARG001
+    def work(config):
+        return config.seed, config.executor, os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]
+
+    told = []
+    jobs = {("run", seed): RunConfig(seed=seed, executor=("ray", "serial")[seed % 2]) for seed in range(5)}
+    found = dict(on_ray.in_cluster(work, jobs, lambda *done: told.append(done)))
+    assert found == {("run", n): (n, ("lockstep", "serial")[n % 2], "1", "PASSIVE") for n in range(5)}
+    assert told == [(done, 5) for done in range(1, 6)]
+
+
+def test_what_a_job_raises_is_raised_here(cluster):  # noqa: ARG001
+    def work(config):
+        if config.seed == 1:
+            raise ValueError("seed = 1: must be another.")
+        return config.seed
+
+    with pytest.raises(ValueError, match=r"^seed = 1: must be another\.$"):
+        list(on_ray.in_cluster(work, {seed: RunConfig(seed=seed) for seed in range(3)}))
+
+
+class ConvertsNothing(nn.Identity):
+    """Of a module that only this process has."""
+
+
+def watched(doomed: str, sign: str) -> nn.Module:
+    """``tiny_model``, which on the doomed machine leaves a sign and comes to no end."""
+
+    class Watched(nn.Module):
+        def __init__(self, inner):  # from here, since a worker does not find this folder
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, inputs):
+            import ray
+
+            if ray.is_initialized() and ray.get_runtime_context().get_node_id() == doomed:
+                open(sign, "a").close()
+                time.sleep(LIMIT)
+            return self.inner(inputs)
+
+    return Watched(tiny_model())
+
+
+def test_a_machine_that_is_lost_in_the_middle_changes_nothing(cluster, tmp_path):
+    (machine,) = cluster.worker_nodes
+    sign = tmp_path / "reached"
+    config = tiny(candidates=4, dense_epochs=1, max_epochs=1)
+    parts = {"model": watched(machine.node_id, str(sign)), "data": tiny_task()}
+
+    def pull_the_plug():
+        while not sign.exists():
+            time.sleep(0.05)
+        cluster.remove_node(machine, allow_graceful=False)
+
+    thread = threading.Thread(target=pull_the_plug, daemon=True)
+    thread.start()
+    lost = list(prune(config.model_copy(update={"executor": "ray"}), **parts))
+    thread.join(LIMIT)
+    assert sign.exists()
+    while [node["Alive"] for node in ray.nodes()].count(True) > 1:
+        time.sleep(0.1)  # the cluster looks at its machines every few seconds
+    parts = {"model": watched("", ""), "data": tiny_task()}
+    alike(config, lost, list(prune(config.model_copy(update={"executor": "serial"}), **parts)))
+
+
+def test_a_race_on_ray_is_the_race_here(cluster):  # noqa: ARG001
+    config = tiny(candidates=5, dense_epochs=1, max_epochs=1, racing=True, emep_epochs=2)
+    runs = [
+        list(prune(config.model_copy(update={"executor": name}), model=tiny_model(), data=tiny_task()))
+        for name in ("ray", "serial", "lockstep")
+    ]
+    for other in runs[1:]:
+        alike(config, runs[0], other)
+
+
+def test_a_model_that_no_worker_can_import_is_refused(cluster):  # noqa: ARG001
+    model = nn.Sequential(tiny_model(), ConvertsNothing())
+    with pytest.raises(ValueError, match=r"cannot read what it was sent .*No module named"):
+        list(prune(tiny(executor="ray", dense_epochs=1), model=model, data=tiny_task()))
+
+
+def test_work_that_nobody_waits_for_is_given_up(cluster, tmp_path):  # noqa: ARG001
+    folder = str(tmp_path)
+
+    def work(config):
+        open(os.path.join(folder, str(config.seed)), "a").close()
+        time.sleep(0.3)
+
+    jobs = {seed: RunConfig(seed=seed) for seed in range(20)}
+    for _ in itertools.islice(on_ray.in_cluster(work, jobs), 2):
+        pass
+    time.sleep(1.5)
+    assert len(list(tmp_path.iterdir())) < 8
