@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from randprune_lab.studies import Study
     from randprune_lab.study_results import Results
 
-ASKS_FROM = 500  # runs that are not begun without a word
-
 
 def study(
     name: Annotated[str, typer.Argument(metavar="[STUDY]", help="A built-in study, or a TOML file. None: list.")] = "",
@@ -43,7 +41,7 @@ def study(
     from randprune_lab.checks import check_option
     from randprune_lab.studies import read_study
     from randprune_lab.study_report import conclude
-    from randprune_lab.study_runs import read_state, run_study, studies_folder
+    from randprune_lab.study_runs import read_state, refuse_another, run_study, studies_folder
 
     check_option("executor", executor, ("processes", "ray"))
     if executor != "ray" and (ray_address or ray_gpus):
@@ -53,6 +51,7 @@ def study(
         return
     changes = _changes(settings or []) | ({"name": called} if called else {})
     asked = read_study(name, small=small, changes=changes)
+    refuse_another(studies_folder() / asked.name, asked)  # before the cost is timed, and anybody is asked
     if not _agreed(asked, plan=plan, yes=yes, processes=processes, as_json=as_json):
         return
     spread = None
@@ -137,7 +136,7 @@ def _clash(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _agreed(asked: Study, *, plan: bool, yes: bool, processes: int, as_json: bool) -> bool:
     """Say what is to be done; ask where it is much."""
     from randprune_lab.study_cost import cost
-    from randprune_lab.study_runs import missing, studies_folder
+    from randprune_lab.study_runs import ASKS_FROM, missing, studies_folder
 
     left = missing(asked, studies_folder())
     text = f"{asked.name}: {asked.size:,} runs as planned, {len(left):,} to make"

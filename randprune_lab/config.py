@@ -559,8 +559,15 @@ class RunConfig(pydantic.BaseModel):
         return race_rounds(self.candidates, steps) if self.racing else [(self.candidates, steps)]
 
     @property
+    def compares(self) -> bool:
+        """Its stages judge several masks."""
+        return self.method == "randomized" and self.candidates > 1
+
+    @property
     def judging_epochs(self) -> float:
         """Epochs that judging the candidates of a stage takes, all together; whole unless they race."""
+        if not self.compares:
+            return 0
         if not self.racing:
             return self.candidates * self.emep_epochs
         rounds = self.rounds(2**30)  # so finely that only the shares count
@@ -666,9 +673,9 @@ def controls(config: RunConfig) -> dict[str, RunConfig]:
     """The runs that ``config`` should be compared with, by name.
 
     imp: plain masks, the same epochs a stage. imp-matched: plain masks, and as many epochs more a stage as judging the
-    candidates takes, racing or not, no patience. randomized-no-selection: the first random mask, unjudged. All with the
-    same seed, so from the same dense weights (on a GPU where ``deterministic`` is on). None for a method that prunes
-    before training.
+    candidates takes (none where nothing is judged), racing or not, no patience. randomized-no-selection: the first
+    random mask, unjudged. All with the same seed, so from the same dense weights (on a GPU where ``deterministic`` is
+    on). None for a method that prunes before training.
     """
     if config.at_start:
         return {}

@@ -1,4 +1,4 @@
-"""What a few seeds can tell: intervals, paired differences, rank correlations, and words that claim no more."""
+"""What a few seeds can tell: intervals, paired differences, and verdicts that claim no more."""
 
 from __future__ import annotations
 
@@ -52,24 +52,6 @@ class Paired:
     high: float | None
     p: float
     least_p: float
-    number: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Correlation:
-    """Spearman's rank correlation, in [-1, 1].
-
-    Attributes:
-        rho: None where it is not defined: fewer than two points, or x or y is constant.
-        low, high: bounds of its bootstrap interval; None where rho is None or there are fewer than four points.
-        p: two-sided, against no correlation, by permutation; None where rho is None.
-        number: of points.
-    """
-
-    rho: float | None
-    low: float | None
-    high: float | None
-    p: float | None
     number: int
 
 
@@ -132,73 +114,17 @@ def verdict(found: Paired, *, level: float = LEVEL) -> Verdict:
     Of a family of comparisons pass each with the p that ``holm`` gives: ``dataclasses.replace(found, p=adjusted)``.
     """
     _check_level("level", level)
-    if found.least_p > level:
-        return "too few seeds"
-    if found.p > level:
-        return "within noise"
-    return "above" if found.difference > 0 else "below"
+    if found.p <= level:
+        return "above" if found.difference > 0 else "below"
+    return "too few seeds" if found.least_p > level else "within noise"
 
 
-def sentence(
-    found: Paired, a: str, b: str, *, unit: str = "points", factor: float = 100.0, level: float = LEVEL
-) -> str:
-    """One difference in words: which is above, by how much, and what that is worth.
-
-    Args:
-        found: a minus b.
-        a: name of what lies above where the difference is positive.
-        b: name of the other.
-        unit: of the difference times ``factor``; of shares, percentage points.
-        factor: 100 for shares, 1 for what is said as it is.
-        level: of the test.
-    """
-    size = factor * found.difference
-    where = (
-        f"equal to {b}"
-        if round(abs(size), 2) == 0
-        else f"{abs(size):.2f} {unit} {'above' if size > 0 else 'below'} {b}"
-    )
-    if found.low is None or found.high is None:
-        return f"{a} is {where} (one seed: not a result)."
-    spread = f"{found.number} seeds, 95 % interval {factor * found.low:+.2f} to {factor * found.high:+.2f}"
-    text = f"{a} is {where} ({spread}, p = {_p(found.p)})"
-    said = verdict(found, level=level)
-    if said == "too few seeds":
-        needed = math.ceil(1 + math.log2(1 / level))
-        return (
-            f"{text}: too few seeds, {found.number} pairs cannot give a p below {_p(found.least_p)}; "
-            f"{needed} or more can be significant at {level:g}."
-        )
-    return f"{text}: {said}." if said == "within noise" else f"{text}: beyond noise."
-
-
-def rank_correlation(x: ArrayLike, y: ArrayLike, *, seed: int = 0) -> Correlation:
-    """Spearman's rank correlation with a percentile bootstrap interval over points; ties share their mean rank.
-
-    p by permutation: all n! for up to 7 points, else 9,999 of them drawn with ``seed``.
-
-    Raises:
-        ValueError: x and y are not equally long, empty, or hold a value that is not finite.
-    """
-    ours, theirs = _pair("x", x, "y", y)
-    count = len(ours)
-    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
-        return Correlation(None, None, None, None, count)
-    left, right = scipy.stats.rankdata(ours), scipy.stats.rankdata(theirs)
-    rho = float(_pearson(left, right))
-    test: Any = scipy.stats.permutation_test(
-        (left,),
-        lambda ranks, axis: np.round(_pearson(ranks, right, axis=axis), _SAME),
-        permutation_type="pairings",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        rng=np.random.default_rng(seed),
-    )
-    low: float | None = None
-    high: float | None = None
-    if count >= 4:  # of three points, a resample mostly repeats one, and its rho is -1 or 1
-        low, high = _percentiles((ours, theirs), _spearman, level=1 - LEVEL, resamples=RESAMPLES, seed=seed)
-    return Correlation(rho, low, high, float(test.pvalue), count)
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's rank correlation, in [-1, 1]; NaN for fewer than three points or where x is constant, 0 where y is."""
+    ours, theirs = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if len(ours) < 3 or np.ptp(ours) == 0:
+        return math.nan
+    return 0.0 if np.ptp(theirs) == 0 else float(scipy.stats.spearmanr(ours, theirs).statistic)
 
 
 def share(hits: int, number: int, *, level: float = 1 - LEVEL) -> Interval:
@@ -229,18 +155,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     for left, place in zip(range(len(order), 0, -1), order, strict=True):
         least = adjusted[place] = max(least, min(1.0, left * p_values[place]))
     return adjusted
-
-
-def _pearson(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[np.float64]:
-    """Correlation along ``axis``; 0 where one side is constant, as a resample may be."""
-    x, y = x - x.mean(axis=axis, keepdims=True), y - y.mean(axis=axis, keepdims=True)
-    size = np.sqrt((x * x).sum(axis=axis) * (y * y).sum(axis=axis))
-    found: NDArray[np.float64] = np.divide((x * y).sum(axis=axis), size, out=np.zeros_like(size), where=size > 0)
-    return found
-
-
-def _spearman(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> NDArray[np.float64]:
-    return _pearson(scipy.stats.rankdata(x, axis=axis), scipy.stats.rankdata(y, axis=axis), axis=axis)
 
 
 def _percentiles(
@@ -284,7 +198,3 @@ def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
 def _check_level(name: str, level: float) -> None:
     if not 0 < check_number(name, level) < 1:
         raise ValueError(f"{name} = {level}: must lie in (0, 1). Pass for example {0.95 if level > 0.5 else 0.05}.")
-
-
-def _p(p: float) -> str:
-    return f"{p:.4f}" if p < 0.01 else f"{p:.2f}"

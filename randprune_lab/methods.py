@@ -118,5 +118,8 @@ def planned_epochs(config: RunConfig) -> dict[str, float]:
     Whole numbers, unless candidates race.
     """
     stages = len(config.stages)
-    judging = config.judging_epochs if len(METHODS[config.method].candidates(config)) > 1 else 0
-    return {"dense": config.dense_epochs, "judging": stages * judging, "tuning": stages * config.max_epochs}
+    return {
+        "dense": config.dense_epochs,
+        "judging": stages * config.judging_epochs,
+        "tuning": stages * config.max_epochs,
+    }

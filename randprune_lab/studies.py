@@ -43,11 +43,12 @@ from pydantic import Field
 
 from randprune_lab.checks import check_option, problem_of
 from randprune_lab.config import FREE, RunConfig, Seed, controls, preset
-from randprune_lab.methods import METHODS
 
 BUILT_IN = Path(__file__).parent / "built_in"
 MEASURES = ("score", "gap", "plain_won", "ranks", "same_winner", "epochs")
 OF_REFERENCE = ("ranks", "same_winner")
+COUNTED = ("plain_won", "same_winner")  # measures that are 1 or 0 in each stage, or run
+CHANCE = "chance"  # what a claim may be above instead of a line
 OWN = ("control", "of", "budget")  # what a line says besides settings
 AXES = ("sparsity", "ir", "line")  # besides the fields of the grid
 MOST_RUNS = 100_000
@@ -73,11 +74,13 @@ class Claim(pydantic.BaseModel):
 
     Attributes:
         says: the claim, a sentence; ``source``: who makes it.
-        above, below: the lines; ``below`` may be a number.
+        above, below: the lines; ``below`` may be a number, or for what is counted (plain_won, same_winner) "chance":
+            what it would be if the winner were drawn blindly (``chance_of``).
         measure: score (on the reported split); gap (that less the score on the selection split); plain_won
             (share of the stages that the deterministic mask won); ranks (Spearman's correlation of the candidates'
-            scores with those of the line ``reference``, at the first stage); same_winner (of that stage, too: 1 or 0);
-            epochs (that a run trained).
+            scores with those of the line ``reference``, at the first stage); same_winner (of that stage, too: 1 or 0;
+            none where a race could not have missed it, since the deterministic mask is never dropped); epochs (that a
+            run trained).
         trend: instead of its mean, Spearman's correlation of the measure with x counts.
         where: only these values of the grid, or of sparsity; all others are averaged over.
     """
@@ -91,6 +94,11 @@ class Claim(pydantic.BaseModel):
     measure: str = "score"
     trend: bool = False
     where: dict[str, Any] = {}
+
+    @property
+    def against_line(self) -> bool:
+        """``below`` names a line."""
+        return isinstance(self.below, str) and self.below != CHANCE
 
 
 class Study(pydantic.BaseModel):
@@ -150,6 +158,8 @@ class Study(pydantic.BaseModel):
         check_option("y", self.y, MEASURES)
         if self.versus:
             check_option("versus", self.versus, tuple(self.lines))
+        if CHANCE in self.lines:
+            raise ValueError(f"lines.{CHANCE}: means the chance of a blind choice in a claim. Name the line otherwise.")
         for name in self.lines:
             self._check_line(name)
         self._check_claims()
@@ -183,7 +193,12 @@ class Study(pydantic.BaseModel):
     def _check_claims(self) -> None:
         known = (*self.grid, "sparsity")
         for claim in self.claims:
-            lines = [claim.above, *([claim.below] if isinstance(claim.below, str) else [])]
+            lines = [claim.above, *([str(claim.below)] if claim.against_line else [])]
+            if claim.below == CHANCE and (claim.measure not in COUNTED or claim.trend):
+                raise ValueError(
+                    f"below of the claim {claim.says!r}: chance is for what is counted ({', '.join(COUNTED)}), not for "
+                    f"{claim.measure}{' as a trend' * claim.trend}. Pass a line or a number."
+                )
             for line in lines:
                 check_option(f"line of the claim {claim.says!r}", line, tuple(self.lines))
             check_option("measure of a claim", claim.measure, MEASURES)
@@ -240,7 +255,7 @@ def read_study(source: str | Path, *, small: bool = False, changes: Mapping[str,
         ValueError: there is no such study, or something in it will not do.
     """
     path = Path(source)
-    if path.suffix != ".toml" and path.exists():
+    if path.suffix != ".toml" and str(source) not in built_in_studies() and path.exists():
         raise ValueError(f"{path}: a study's file ends in .toml. Rename it, or pass the name of a built-in study.")
     if path.suffix != ".toml":
         path = BUILT_IN / f"{check_option('study', str(source), built_in_studies())}.toml"
@@ -289,6 +304,7 @@ def expand(study: Study) -> list[Planned]:
     points = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
     cells = [(line, point, _configured(study, line, point)) for point in points for line in study.lines]
     _check_sparsities(study, [config for _, _, config in cells])
+    _check_chances(study, [(line, config) for line, _, config in cells])
     return [
         Planned(run_id(own := config.model_copy(update={"seed": seed})), line, point, seed, own)
         for seed in study.seeds
@@ -306,6 +322,33 @@ def _check_sparsities(study: Study, configs: Sequence[RunConfig]) -> None:
                     f"{study.name}: where of the claim {claim.says!r}: sparsity = {one!r} is no stage of any run. "
                     f"Valid: {', '.join(map(str, known))}."
                 )
+
+
+def _check_chances(study: Study, cells: Sequence[tuple[str, RunConfig]]) -> None:
+    """One claim is tested against one chance."""
+    for claim in study.claims:
+        if claim.below != CHANCE:
+            continue
+        chances = {chance_of(config, claim.measure) for line, config in cells if line == claim.above}
+        if len(chances) != 1 or None in chances:
+            found = ", ".join("none" if chance is None else f"{chance:.3g}" for chance in chances)
+            raise ValueError(
+                f"{study.name}: below of the claim {claim.says!r}: the runs of {claim.above!r} have more than "
+                f"one chance, or judge nothing ({found}). Pass a number, or compare lines."
+            )
+
+
+def chance_of(config: RunConfig, measure: str) -> float | None:
+    """What something counted would be if each choice were blind; None where a run judges nothing.
+
+    plain_won: 1 of ``candidates``. same_winner: the same. In a race only those stages count in which the reference took
+    a random mask: that one comes to the end, beside the deterministic one, with a chance of 1 in ``candidates`` - 1,
+    and wins there, since it is trained as the reference trained it.
+    """
+    if not config.compares:
+        return None
+    raced = measure == "same_winner" and config.racing and config.candidates > 2
+    return 1 / (config.candidates - raced)
 
 
 def _configured(study: Study, line: str, point: Mapping[str, Any]) -> RunConfig:
@@ -340,7 +383,7 @@ def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def _less_judging(config: RunConfig) -> RunConfig:
     """The same with the epochs a stage that judging leaves of its ``max_epochs``."""
-    if not _compares(config):
+    if not config.compares:
         return config
     budget = config.max_epochs
     judging = controls(config)["imp-matched"].max_epochs - budget
@@ -350,11 +393,6 @@ def _less_judging(config: RunConfig) -> RunConfig:
             f"left. Pass {judging + 1} or more."
         )
     return RunConfig(**{**config.model_dump(), "max_epochs": budget - judging})
-
-
-def _compares(config: RunConfig) -> bool:
-    """Its stages compare several masks."""
-    return len(METHODS[config.method].candidates(config)) > 1
 
 
 def settled(config: RunConfig) -> RunConfig:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import scipy
 
-from randprune_lab.intervals import Paired, holm, paired, share, verdict
-from randprune_lab.studies import Claim, Study, chosen
+from randprune_lab.intervals import Paired, holm, paired, share, spearman, verdict
+from randprune_lab.studies import CHANCE, COUNTED, Claim, Study, chance_of, chosen, expand
 from randprune_lab.study_rows import cell_of
 
 REPRODUCED, NOT_REPRODUCED, NOISE = "reproduced", "not reproduced", "within noise at this scale"
 TOO_FEW, NO_DATA = "too few seeds to tell", "no data yet"
-COUNTED = ("plain_won", "same_winner")  # measures that are 1 or 0 in each stage, or run
 
 
 def claim_rows(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -23,10 +21,11 @@ def claim_rows(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
 
     The p values of all claims that were announced are adjusted together (Holm), those without data as if they were 1.
     """
-    found = [_found(study, table, claim) for claim in study.claims]
+    claims = [_against_number(study, claim) for claim in study.claims]
+    found = [_found(study, table, claim) for claim in claims]
     adjusted = holm([1.0 if one is None else one.p for one in found])
     rows = []
-    for claim, one, p in zip(study.claims, found, adjusted, strict=True):
+    for claim, one, p in zip(claims, found, adjusted, strict=True):
         told = claim.model_dump()
         if one is None:
             rows.append(told | {"verdict": NO_DATA, "sentence": "No two finished runs to compare."})
@@ -38,6 +37,14 @@ def claim_rows(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
+def _against_number(study: Study, claim: Claim) -> Claim:
+    """The claim with its chance as a number."""
+    if claim.below != CHANCE:
+        return claim
+    config = next(planned.config for planned in expand(study) if planned.line == claim.above)
+    return claim.model_copy(update={"below": chance_of(config, claim.measure)})
+
+
 _WORDS = {"above": REPRODUCED, "below": NOT_REPRODUCED, "within noise": NOISE, "too few seeds": TOO_FEW}
 
 
@@ -47,7 +54,8 @@ def _found(study: Study, table: pd.DataFrame, claim: Claim) -> Paired | None:
         return None
     ours = _rows(study, table, claim, claim.above)
     if claim.measure in COUNTED and not claim.trend and not isinstance(claim.below, str):
-        once = ours.drop_duplicates(["run", "stage"])  # though it may stand at several points of the grid
+        # A run may stand at several points of the grid; its first winner, in the row of each of its stages.
+        once = ours.drop_duplicates(["run"] if claim.measure == "same_winner" else ["run", "stage"])
         return _against_chance(once[claim.measure], claim.below)
     if claim.trend:
         both = _trends(study, claim, ours).to_frame("ours").assign(theirs=claim.below)
@@ -94,16 +102,9 @@ def _trends(study: Study, claim: Claim, rows: pd.DataFrame) -> pd.Series:
     """Spearman's correlation of the measure with x, a number a seed."""
     x = study.x if study.x != "ir" else "drawn_ir"
     trends = {
-        seed: _spearman(one[x].to_numpy(float), one[claim.measure].to_numpy(float))
-        for seed, one in rows.groupby("seed")
+        seed: spearman(one[x].to_numpy(float), one[claim.measure].to_numpy(float)) for seed, one in rows.groupby("seed")
     }
     return pd.Series(trends, dtype=float)
-
-
-def _spearman(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
-    if len(x) < 3 or np.ptp(x) == 0:
-        return float("nan")
-    return 0.0 if np.ptp(y) == 0 else float(scipy.stats.spearmanr(x, y).statistic)
 
 
 _SAID = {

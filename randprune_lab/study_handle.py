@@ -40,13 +40,16 @@ class StudyHandle:
             return Standing(NOT_BEGUN)
         return study_jobs.standing(self.folder)
 
-    def start(self, processes: int = study_jobs.PROCESSES) -> StudyHandle:
+    def start(self, processes: int = study_jobs.PROCESSES, *, many: bool = False) -> StudyHandle:
         """Start it, or let it go on: ``processes`` runs at a time. Finished runs are not made again.
 
+        ``many``: also where more than 500 runs are to be made.
+
         Raises:
-            ValueError: it is running already, a setting will not do, or its folder holds another study.
+            ValueError: it is running already, a setting will not do, its folder holds another study, or there are more
+                runs than are begun without a word.
         """
-        study_jobs.start(self.asked, parent=self.folder.parent, processes=processes)
+        study_jobs.start(self.asked, parent=self.folder.parent, processes=processes, many=many)
         return self
 
     def stop(self, *, wait: bool = True) -> None:

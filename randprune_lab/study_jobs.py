@@ -23,11 +23,13 @@ from randprune_lab import jobs
 from randprune_lab import status as statuses
 from randprune_lab.files import is_held, write_atomically
 from randprune_lab.status import CANCEL, Attended, Record
-from randprune_lab.studies import Study, built_in_studies, expand, read_study
+from randprune_lab.studies import Study, built_in_studies, read_study
 from randprune_lab.study_runs import (
+    ASKS_FROM,
     LOCK,
     STATE,
     STUDY,
+    missing,
     read_asked,
     read_state,
     refuse_another,
@@ -114,18 +116,25 @@ def small_form(name: str) -> Study | None:
     return read_study(plain, small=True) if name.endswith(SMALL) and plain in built_in_studies() else None
 
 
-def start(study: Study, *, parent: Path | None = None, processes: int = PROCESSES) -> Path:
+def start(study: Study, *, parent: Path | None = None, processes: int = PROCESSES, many: bool = False) -> Path:
     """Start a study, or let it go on, as a process of its own; returns its folder, in ``parent`` or where studies lie.
 
+    ``many``: also where more than 500 runs are to be made.
+
     Raises:
-        ValueError: a process works on it already, its folder holds another study, it cannot be expanded, or nothing can
-            be written there.
+        ValueError: a process works on it already, its folder holds another study, it cannot be expanded, there are more
+            runs than are begun without a word, or nothing can be written there.
     """
     parent = (studies_folder() if parent is None else Path(parent)).absolute()
     folder = parent / study.name
     if study.name == RUNS:
         raise ValueError(f"name = {RUNS!r}: that folder holds the runs of all studies. Give yours another name.")
-    expand(study)  # says what is wrong with a setting
+    left = missing(study, parent)  # says what is wrong with a setting
+    if len(left) > ASKS_FROM and not many:
+        raise ValueError(
+            f"{study.name}: {len(left):,} runs to make, more than {ASKS_FROM} are not begun without a word. "
+            "study_cost.cost, or randprune study --plan, says what they would take; pass many=True to begin."
+        )
     with jobs.saying_what_failed(parent):
         parent.mkdir(parents=True, exist_ok=True)
     with statuses.queue_lock(parent):

@@ -11,11 +11,10 @@ import pandas as pd
 from randprune_lab import study_charts as charts
 from randprune_lab.card import shown_name
 from randprune_lab.charts import save_svg
-from randprune_lab.config import RunConfig
 from randprune_lab.document import document, figure_of, items, section, table_of, text_of
 from randprune_lab.files import write_atomically
 from randprune_lab.metrics import METRICS
-from randprune_lab.studies import Study, built_in_studies, read_study
+from randprune_lab.studies import Study, built_in_studies, chance_of, expand, read_study
 from randprune_lab.study_results import (
     OWN_CONTROL,
     Results,
@@ -28,6 +27,12 @@ from randprune_lab.study_results import (
 from randprune_lab.study_runs import read_asked, read_state
 
 REPORT = "report.html"
+HOW_TESTED = (
+    "Lines are compared seed by seed with a sign-flip permutation test, counts with chance by a binomial test; p is "
+    "adjusted for the number of claims (Holm), the test is at 5 %. Intervals are of each claim alone, by bootstrap: "
+    "too narrow where seeds are few. Reproduced: beyond noise in the claim's direction; not reproduced: beyond noise "
+    "in the other one; within noise: we do not know."
+)
 NOTHING = "-"
 _Y = {
     "score": "{metric} on the reported split (%)",
@@ -67,7 +72,8 @@ def study_figures(study: Study, results: Results) -> dict[str, tuple[Any, str]]:
     if not len(results.summary):
         return {}
     unit, against = _unit(study), versus_of(study)
-    metric = METRICS.get(str(results.stages["metric"].iloc[0]), "score")
+    metrics = set(results.stages["metric"])
+    metric = METRICS.get(str(metrics.pop()), "score") if len(metrics) == 1 else "score"
     title, sentence = _Y[study.y].format(metric=metric), means_sentence(study, results)
     axis: dict[str, Any] = {"x_title": _x_title(study), "log": study.log, "compression": study.x == "sparsity"}
     means = charts.lines_chart(
@@ -103,13 +109,13 @@ def _winners(study: Study, results: Results) -> tuple[Any, str]:
     plain = rows[rows["kind"] == "plain"]
     told = [f"{row['label']} {row['won']} of {row['number']}" for row in plain.to_dict("records")]
     sentence = f"Stages that the plain mask won: {'; '.join(told)}."
-    candidates = study.base.get("candidates", RunConfig.model_fields["candidates"].default)
+    chances = {chance_of(planned.config, "plain_won") for planned in expand(study)} - {None}
     chart = charts.share_chart(
         rows,
         x_title="stages won (%), 95 % interval",
         title="Which mask won?",
         sentence=sentence,
-        chance=1 / candidates,
+        chance=chances.pop() if len(chances) == 1 else None,
     )
     return chart, sentence
 
@@ -191,7 +197,7 @@ def _page(study: Study, results: Results, figures: Mapping[str, Any], failed: Ma
         f"<h1>{text_of(study.title)}</h1>",
         f'<p class="summary">{text_of(study.question)}</p>' if study.question else "",
         f'<p class="notice">{text_of(notice)}</p>' if unfinished else "",
-        *(f'<p class="notice">{text_of(sentence)}</p>' for sentence in mixed(results)),
+        *(f'<p class="notice">{text_of(sentence)}</p>' for sentence in mixed(study, results)),
         section("What is claimed, and what was found", claims_table(results)) if results.claims else "",
         section("Figures", *(figure_of(chart, sentence) for chart, sentence in figures.values())) if figures else "",
         section("Means", table_of(*means_rows(study, results))) if len(results.summary) else "",
@@ -204,7 +210,7 @@ def _page(study: Study, results: Results, figures: Mapping[str, Any], failed: Ma
     return document(study.title, filter(None, body))
 
 
-def mixed(results: Results) -> list[str]:
+def mixed(study: Study, results: Results) -> list[str]:
     """What tells the runs of a study apart that should not: they were made on other machines, or of other data."""
     table = results.stages
     if not len(table):
@@ -214,21 +220,21 @@ def mixed(results: Results) -> list[str]:
         values = sorted(set(table[name]))
         if len(values) > 1:
             found.append(f"The runs are of several {what} ({', '.join(values)}): they may differ for that alone.")
-    data = table.groupby(["line", *(column for column in ("task",) if column in table)])["data"]
+    data = table.groupby(["line", *study.grid], dropna=False)["data"]
     if data.nunique().max() > 1:
-        found.append("Runs of one line had different data: remove those that are out of date from studies/runs.")
+        found.append(
+            "Runs that differ by their seed only had different data: remove those that are out of date from "
+            "studies/runs."
+        )
     return found
 
 
 def claims_table(results: Results) -> str:
     """Each claim, whose it is, the verdict and what was measured; HTML."""
     rows = [[row["says"], row["source"] or NOTHING, row["verdict"], row["sentence"]] for row in results.claims]
-    note = (
-        "Tested seed by seed with a sign-flip permutation test, adjusted for the number of claims (Holm) at 5 %; "
-        "intervals by bootstrap, too narrow where seeds are few. Reproduced: beyond noise in the claim's direction; "
-        "not reproduced: beyond noise in the other one."
+    return (
+        table_of(["claim", "source", "verdict", "measured"], rows, kind="claims") + f'<p class="note">{HOW_TESTED}</p>'
     )
-    return table_of(["claim", "source", "verdict", "measured"], rows, kind="claims") + f'<p class="note">{note}</p>'
 
 
 def means_rows(study: Study, results: Results) -> tuple[list[str], list[list[str]]]:
@@ -290,7 +296,8 @@ def asked(study: Study) -> list[str]:
     seeds = f"{first} to {last}" if counted else ", ".join(map(str, study.seeds))
     return [
         *([f"Source: {study.source}."] if study.source else []),
-        f"Seed{'s' * (len(study.seeds) > 1)} {seeds}; runs of one seed share data order and dense weights.",
+        f"Seed{'s' * (len(study.seeds) > 1)} {seeds}; runs of one seed share data order and, where they begin alike, "
+        "dense weights.",
         *(f"{name}: {', '.join(map(str, values))}." for name, values in study.grid.items()),
         *study.notes,
         *_again(study),

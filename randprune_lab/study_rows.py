@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy
 
 from randprune_lab.events import CandidateScored, EpochFinished, Event, MaskChosen, RunStarted, StageFinished
-from randprune_lab.methods import METHODS
+from randprune_lab.intervals import spearman
 from randprune_lab.studies import Planned, Study
 
 
@@ -31,7 +30,6 @@ def stage_rows(planned: Planned, events: Sequence[Event]) -> list[dict[str, Any]
     prunable, metric, epochs = 1, "accuracy", 0.0
     part = (planned.config.emep_steps or 1) / (planned.config.max_steps_per_epoch or 1)
     judged = planned.config.judging_epochs * (part if planned.config.emep_steps else 1.0)
-    compared = len(METHODS[planned.config.method].candidates(planned.config)) > 1
     for event in events:
         match event:
             case RunStarted():
@@ -60,7 +58,7 @@ def stage_rows(planned: Planned, events: Sequence[Event]) -> list[dict[str, Any]
                         "ir": chosen.ir if chosen else None,
                         "swapped": chosen.swapped if chosen else None,
                         "drawn_ir": float(np.mean(drawn)) if drawn else None,
-                        "plain_won": float(chosen.winner == 0) if compared and chosen else None,
+                        "plain_won": float(chosen.winner == 0) if planned.config.compares and chosen else None,
                         "judged": len(scored),
                         "epochs": epochs,
                         "last": event.stage == len(planned.config.stages),
@@ -97,6 +95,7 @@ def beside_reference(study: Study, table: pd.DataFrame, judged: pd.DataFrame) ->
     first = judged[(judged["stage"] == 1) & (judged["failed"] == "")]
     first = first.drop_duplicates(["run", "candidate"])  # a run may stand at several points of the grid
     places = {run: _places(rows) for run, rows in first.groupby("run")}
+    raced = {run for run, steps in judged.groupby("run")["steps"] if steps.any()}
     key = ["seed", *study.grid]
     reference = {
         tuple(row[name] for name in key): row["run"]
@@ -107,7 +106,8 @@ def beside_reference(study: Study, table: pd.DataFrame, judged: pd.DataFrame) ->
         theirs = places.get(reference.get(tuple(row[name] for name in key), ""))
         if ours is not None and theirs is not None and row["line"] != study.reference:
             table.loc[place, "ranks"] = rank_agreement(ours, theirs)
-            table.loc[place, "same_winner"] = float(ours.idxmin() == theirs.idxmin())
+            if row["run"] not in raced or theirs.idxmin() != 0:  # a race always finds the plain mask
+                table.loc[place, "same_winner"] = float(ours.idxmin() == theirs.idxmin())
     return table
 
 
@@ -124,6 +124,4 @@ def _places(rows: pd.DataFrame) -> pd.Series:
 def rank_agreement(ours: pd.Series, theirs: pd.Series) -> float:
     """Spearman's rank correlation of two orders of the same candidates, in [-1, 1]; NaN for fewer than three."""
     both = ours.index.intersection(theirs.index)
-    if len(both) < 3:
-        return float("nan")
-    return float(scipy.stats.spearmanr(ours[both], theirs[both]).statistic)
+    return spearman(ours[both], theirs[both])

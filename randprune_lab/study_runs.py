@@ -38,7 +38,9 @@ from randprune_lab.training import Diverged, OutOfMemory
 STUDY, STATE, LOCK = "study.json", "state.json", ".lock"
 KEEP = ".keep-weights"  # in a run's folder: a study wants them
 WORDS = ("title", "question", "source", "notes", "log")  # what may be said otherwise of the same study
+ASKS_FROM = 500  # runs that are not begun without a word
 BUSY = 2.0  # seconds until a run that another study is making is looked at again
+PACE = 1.0  # seconds between two writings of how far it is: of 10,000 runs it is a long file
 Tell = Callable[[int, int], object]
 
 
@@ -131,9 +133,10 @@ def run_study(
         ) from None
     try:
         refuse_another(folder, study)
-        check_kinds(list(missing(study, parent).values()))
+        left = missing(study, parent)
+        check_kinds(list(left.values()))
         write_atomically(folder / STUDY, study.model_dump_json(indent=2))
-        _make(study, parent, processes, spread, tell)
+        _make(study, parent, left, processes, spread, tell)
     finally:
         lock.release()
     return folder
@@ -172,7 +175,7 @@ def refuse_another(folder: Path, study: Study) -> None:
     """
     if not (folder / STUDY).exists():
         return
-    there = read_asked(folder)
+    there, study = read_asked(folder), Study.model_validate_json(study.model_dump_json())  # tuples are lists there
     other = [name for name in Study.model_fields if name not in WORDS and getattr(there, name) != getattr(study, name)]
     if other:
         raise ValueError(
@@ -200,23 +203,23 @@ def read_asked(folder: Path) -> Study:
         ) from error
 
 
-def _make(study: Study, parent: Path, processes: int, spread: Any, tell: Tell) -> None:
+def _make(study: Study, parent: Path, left: dict[str, RunConfig], processes: int, spread: Any, tell: Tell) -> None:
     ids = list(dict.fromkeys(planned.id for planned in expand(study)))
-    left = missing(study, parent)
-    if study.kept != "weights":  # of runs whose process was killed when they were finished
-        for run in set(ids).difference(left):
-            if not (run_folder(parent, run) / KEEP).exists():
-                drop_weights(run_folder(parent, run))
+    for run in set(ids).difference(left):  # of some the process was killed when they were finished
+        _settle_weights(run_folder(parent, run), study.kept == "weights")
     state = State(
         len(ids) - len(left), len(ids), processes=processes, pid=os.getpid(), began=psutil.Process().create_time()
     )
     folder, failed = parent / study.name, dict[str, str]()
     seconds = dict(read_state(folder).seconds)
+    written = -PACE
 
     def say() -> None:
-        nonlocal state
+        nonlocal state, written
         state = dataclasses.replace(state, seconds=seconds, failed=failed)
-        write_atomically(folder / STATE, json.dumps(dataclasses.asdict(state)))
+        if time.monotonic() - written >= PACE or state.done == state.of:
+            write_atomically(folder / STATE, json.dumps(dataclasses.asdict(state)))
+            written = time.monotonic()
         tell(state.done, state.of)
 
     say()
@@ -280,8 +283,13 @@ def make_run(job: Job) -> tuple[str, float]:
         if is_held(job.folder / ".lock"):
             return BUSY_RUN, 0.0
         if is_finished(job.folder, job.weights):  # by another study, since this one was begun
+            _settle_weights(job.folder, job.weights)
             return "", 0.0
-        for _ in store.record(job.folder, prune(job.config, resume=_begun(job))):
+        resume = _begun(job)
+        if job.weights:  # from its first moment on, lest another study drop them as soon as it is finished
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / KEEP).touch()
+        for _ in store.record(job.folder, prune(job.config, resume=resume)):
             pass
     except OSError:  # of the disk: no other run would fare better
         raise
@@ -289,11 +297,16 @@ def make_run(job: Job) -> tuple[str, float]:
         if is_finished(job.folder, job.weights) or is_held(job.folder / ".lock"):  # another study was a moment quicker
             return BUSY_RUN, 0.0
         return problem_in(error), time.monotonic() - begun
-    if job.weights:
-        (job.folder / KEEP).touch()
-    else:
-        drop_weights(job.folder)
+    _settle_weights(job.folder, job.weights)
     return "", time.monotonic() - begun
+
+
+def _settle_weights(folder: Path, wanted: bool) -> None:
+    """Of a finished run: mark its weights as wanted, or drop them unless another study wants them."""
+    if wanted:
+        (folder / KEEP).touch()
+    elif not (folder / KEEP).exists():
+        drop_weights(folder)
 
 
 def _begun(job: Job) -> Any:

@@ -81,6 +81,8 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+    if config.deterministic:  # without it cuBLAS refuses to work; it is read at its first call
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if config.device in ("cuda", "mps") and not getattr(torch, config.device).is_available():
         raise ValueError(f"device = {config.device!r}: not available here. Pass cpu or auto.")
     one_of_many = "LOCAL_RANK" in os.environ

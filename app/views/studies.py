@@ -278,11 +278,7 @@ def _claims(results: Results) -> None:
                 st.badge(row["verdict"], color=color, icon=icon)  # type: ignore[arg-type]
             source = f" Claimed in {row['source']}." if row["source"] else ""
             st.caption(plain(f"{row['sentence']}.{source}"))
-    st.caption(
-        "Tested seed by seed with a sign-flip permutation test, adjusted for the number of claims (Holm) at 5 %. "
-        "Reproduced: beyond noise in the claim's direction; not reproduced: in the other one; within noise: we do not "
-        "know."
-    )
+    st.caption(plain(study_report.HOW_TESTED))
 
 
 def _figures(study: Study, results: Results) -> None:
