@@ -34,7 +34,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -304,7 +304,9 @@ def expand(study: Study) -> list[Planned]:
     points = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
     cells = [(line, point, _configured(study, line, point)) for point in points for line in study.lines]
     _check_sparsities(study, [config for _, _, config in cells])
-    _check_chances(study, [(line, config) for line, _, config in cells])
+    for claim in study.claims:
+        if claim.below == CHANCE:
+            chance_for(study, claim, cells)
     return [
         Planned(run_id(own := config.model_copy(update={"seed": seed})), line, point, seed, own)
         for seed in study.seeds
@@ -324,18 +326,26 @@ def _check_sparsities(study: Study, configs: Sequence[RunConfig]) -> None:
                 )
 
 
-def _check_chances(study: Study, cells: Sequence[tuple[str, RunConfig]]) -> None:
-    """One claim is tested against one chance."""
-    for claim in study.claims:
-        if claim.below != CHANCE:
-            continue
-        chances = {chance_of(config, claim.measure) for line, config in cells if line == claim.above}
-        if len(chances) != 1 or None in chances:
-            found = ", ".join("none" if chance is None else f"{chance:.3g}" for chance in chances)
-            raise ValueError(
-                f"{study.name}: below of the claim {claim.says!r}: the runs of {claim.above!r} have more than "
-                f"one chance, or judge nothing ({found}). Pass a number, or compare lines."
-            )
+def chance_for(study: Study, claim: Claim, runs: Iterable[tuple[str, Mapping[str, Any], RunConfig]]) -> float:
+    """The one chance that the runs of a claim have; ``runs``: line, point of the grid and configuration of each.
+
+    Raises:
+        ValueError: they have several, or judge nothing.
+    """
+    chances = {
+        chance_of(config, claim.measure)
+        for line, point, config in runs
+        if line == claim.above
+        and all(point.get(name, one) in chosen(one, study.grid.get(name)) for name, one in claim.where.items())
+    }
+    (chance, *others) = chances or {None}
+    if others or chance is None:
+        found = ", ".join("none" if one is None else f"{one:.3g}" for one in chances)
+        raise ValueError(
+            f"{study.name}: below of the claim {claim.says!r}: the runs of {claim.above!r} have more than one chance, "
+            f"or judge nothing ({found}). Pass a number, compare lines, or name a point of the grid with where."
+        )
+    return chance
 
 
 def chance_of(config: RunConfig, measure: str) -> float | None:

@@ -9,7 +9,7 @@ import pandas as pd
 import scipy
 
 from randprune_lab.intervals import Paired, holm, paired, share, spearman, verdict
-from randprune_lab.studies import CHANCE, COUNTED, Claim, Study, chance_of, chosen, expand
+from randprune_lab.studies import CHANCE, COUNTED, Claim, Study, chance_for, chosen, expand
 from randprune_lab.study_rows import cell_of
 
 REPRODUCED, NOT_REPRODUCED, NOISE = "reproduced", "not reproduced", "within noise at this scale"
@@ -41,8 +41,8 @@ def _against_number(study: Study, claim: Claim) -> Claim:
     """The claim with its chance as a number."""
     if claim.below != CHANCE:
         return claim
-    config = next(planned.config for planned in expand(study) if planned.line == claim.above)
-    return claim.model_copy(update={"below": chance_of(config, claim.measure)})
+    runs = [(planned.line, planned.point, planned.config) for planned in expand(study)]
+    return claim.model_copy(update={"below": chance_for(study, claim, runs)})
 
 
 _WORDS = {"above": REPRODUCED, "below": NOT_REPRODUCED, "within noise": NOISE, "too few seeds": TOO_FEW}

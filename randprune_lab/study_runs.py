@@ -214,29 +214,32 @@ def _make(study: Study, parent: Path, left: dict[str, RunConfig], processes: int
     seconds = dict(read_state(folder).seconds)
     written = -PACE
 
-    def say() -> None:
+    def write() -> None:
         nonlocal state, written
-        state = dataclasses.replace(state, seconds=seconds, failed=failed)
-        if time.monotonic() - written >= PACE or state.done == state.of:
-            write_atomically(folder / STATE, json.dumps(dataclasses.asdict(state)))
-            written = time.monotonic()
-        tell(state.done, state.of)
+        state, written = dataclasses.replace(state, seconds=seconds, failed=failed), time.monotonic()
+        write_atomically(folder / STATE, json.dumps(dataclasses.asdict(state)))
 
-    say()
-    while left:
-        busy: dict[str, RunConfig] = {}
-        for run, problem, took in _done(left, parent, study.kept == "weights", processes, spread):
-            if problem == BUSY_RUN:
-                busy[run] = left[run]
-                continue
-            seconds[run] = took
-            if problem:
-                failed[run] = problem
-            state = dataclasses.replace(state, done=state.done + 1)
-            say()
-        if busy:
-            time.sleep(BUSY)
-        left = busy
+    write()
+    tell(state.done, state.of)
+    try:
+        while left:
+            busy: dict[str, RunConfig] = {}
+            for run, problem, took in _done(left, parent, study.kept == "weights", processes, spread):
+                if problem == BUSY_RUN:
+                    busy[run] = left[run]
+                    continue
+                seconds[run] = took
+                if problem:
+                    failed[run] = problem
+                state = dataclasses.replace(state, done=state.done + 1)
+                if time.monotonic() - written >= PACE:
+                    write()
+                tell(state.done, state.of)
+            if busy:
+                time.sleep(BUSY)
+            left = busy
+    finally:
+        write()
     if len(failed) == len(ids):
         raise ValueError(f"{study.name}: not one run could be made. The first: {next(iter(failed.values()))}")
 

@@ -49,6 +49,17 @@ def wait_until(true, seconds=60):
         time.sleep(0.05)
 
 
+def test_many_runs_are_not_begun_without_a_word(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(study_jobs.jobs, "begin", lambda *what: begun.append(what))
+    many = tiny_study(seeds=5_000)
+    with pytest.raises(ValueError, match=r"10,000 runs to make, more than 500 .* many=True"):
+        study_jobs.start(many, parent=tmp_path)
+    assert not list(tmp_path.iterdir())
+    study_jobs.start(many, parent=tmp_path, many=True)
+    assert len(begun) == 1
+
+
 # ---- what the files say
 
 

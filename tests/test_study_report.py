@@ -1,5 +1,6 @@
 """The report of a study: one page that opens anywhere, of whatever is finished."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -112,6 +113,38 @@ def test_what_is_not_finished_is_said(tmp_path):
     assert "Runs that failed" in page.text
     assert [claim["verdict"] for claim in results.claims] == ["no data yet"] * 3
     assert "no data yet" in page.text
+
+
+def test_runs_that_should_be_alike_and_are_not_are_told(tmp_path):
+    asked = asked_of(grid={"selection_rows": [50, 100]}, seeds=2)
+    pretend(asked, tmp_path)
+    results = gather(asked, tmp_path)
+    by_rows = results.stages.assign(data=results.stages["selection_rows"].map({50: "a", 100: "b"}))
+    assert study_report.mixed(asked, dataclasses.replace(results, stages=by_rows)) == []  # a setting made them so
+    by_seed = results.stages.assign(data=results.stages["seed"].map(str), device=results.stages["line"])
+    device, data = study_report.mixed(asked, dataclasses.replace(results, stages=by_seed))
+    assert "several kinds of device (IMP, good, other)" in device
+    assert "differ by their seed only had different data" in data
+
+
+def test_several_metrics_have_no_name_together(tmp_path):
+    asked = asked_of(seeds=2)
+    results = gather(asked, pretend(asked, tmp_path).parent)
+    (chart, _) = study_figures(asked, results)["means"]
+    assert "Matthews correlation on the reported split" in chart.to_json()
+    two = results.stages.assign(metric=["f1", "accuracy"] * (len(results.stages) // 2))
+    (chart, _) = study_figures(asked, dataclasses.replace(results, stages=two))["means"]
+    assert "score on the reported split" in chart.to_json()
+    assert "F1" not in chart.to_json()
+
+
+def test_chance_is_drawn_where_there_is_one(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(study_report.charts, "share_chart", lambda *_, chance, **__: drawn.append(chance))
+    for name, grid in {"one": {}, "two": {"candidates": [4, 5]}}.items():
+        asked = study(name, y="plain_won", grid=grid, base={"candidates": 4}, seeds=2)
+        study_report._winners(asked, gather(asked, pretend(asked, tmp_path).parent))
+    assert drawn == [0.25, None]
 
 
 def test_of_a_study_without_a_finished_run(tmp_path):

@@ -146,9 +146,11 @@ CLAIMS = [
     {"says": "A trend.", "above": "whole", "trend": True},
     {"says": "A trend of epochs.", "above": GOOD, "trend": True, "measure": "epochs"},
     {"says": "Ranks.", "above": "race", "measure": "ranks"},
-    {"says": "Winners.", "above": "race", "below": 0.25, "measure": "same_winner"},
+    {"says": "Winners.", "above": "race", "below": "chance", "measure": "same_winner", "where": {"candidates": 4}},
+    {"says": "Plain.", "above": GOOD, "below": "chance", "measure": "plain_won", "where": {"candidates": [5]}},
     {"says": "Never.", "above": "IMP", "below": 0.25, "measure": "plain_won"},
 ]
+CHANCES = {"Winners.": 1 / 3, "Plain.": 1 / 5}
 MANY = {
     GOOD: {},
     "bad": {"power": 2.0},
@@ -237,7 +239,8 @@ def test_ranks_and_winners_beside_the_reference(parent):
         wanted = agreement_by_hand(ours, theirs) if compared else math.nan
         for row in rows.to_dict("records"):
             assert row["ranks"] == pytest.approx(wanted, nan_ok=True)
-            assert row["same_winner"] == (ours[0] == theirs[0]) if compared else math.isnan(row["same_winner"])
+            told = compared and (line != "race" or theirs[0] != 0)  # a race always finds the plain mask
+            assert row["same_winner"] == (ours[0] == theirs[0]) if told else math.isnan(row["same_winner"])
             seen += compared
     assert seen == 4 * SEEDS * 3 * 2
 
@@ -434,13 +437,15 @@ def values_by_hand(claim, line, stages):
 
 def hits_by_hand(claim, stages):
     """What is 1 or 0, run by run or stage by stage, where it is compared with chance."""
-    measure = claim.get("measure")
-    if measure not in COUNTED or isinstance(claim["below"], str):
+    measure, where = claim.get("measure"), claim.get("where", {})
+    if measure not in COUNTED:
         return []
     found = {
         (row["run"], row["stage"]): row[measure]
         for row in stages
-        if row["line"] == claim["above"] and (measure == "plain_won" or row["last"])
+        if row["line"] == claim["above"]
+        and (measure == "plain_won" or row["last"])
+        and all(row[name] in (value if isinstance(value, list) else [value]) for name, value in where.items())
     }
     return [value for value in found.values() if not math.isnan(value)]
 
@@ -479,21 +484,24 @@ def test_claims_by_hand(parent):
     asked = asked_of()
     results = gather(asked, parent)
     stages = results.stages.to_dict("records")
+    claims = [claim | {"below": CHANCES.get(claim["says"], claim.get("below", 0.0))} for claim in CLAIMS]
     wanted = []
-    for claim in CLAIMS:
+    for claim in claims:
         ours = values_by_hand(claim, claim["above"], stages)
-        below = claim.get("below", 0.0)
+        below = claim["below"]
         theirs = values_by_hand(claim, below, stages) if isinstance(below, str) else dict.fromkeys(ours, below)
         wanted.append([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
-    assert [len(each) for each in wanted] == [SEEDS] * 11 + [0]
-    trials = [hits_by_hand(claim, stages) for claim in CLAIMS]
+    raced = len({row["seed"] for row in stages if row["line"] == "race" and row["same_winner"] in (0, 1)})
+    assert 1 < raced <= SEEDS
+    assert [len(each) for each in wanted] == [SEEDS] * 10 + [len(wanted[10]), SEEDS, 0]
+    trials = [hits_by_hand(claim, stages) for claim in claims]
     alone = [
         by_chance(hits, claim["below"]) if hits else p_by_hand(each)
-        for claim, each, hits in zip(CLAIMS, wanted, trials, strict=True)
+        for claim, each, hits in zip(claims, wanted, trials, strict=True)
     ]
     ps = holm_by_hand(alone)
     words = {"above": REPRODUCED, "below": NOT_REPRODUCED, "within noise": NOISE, "too few seeds": TOO_FEW}
-    for claim, each, hits, p, found in zip(CLAIMS, wanted, trials, ps, results.claims, strict=True):
+    for claim, each, hits, p, found in zip(claims, wanted, trials, ps, results.claims, strict=True):
         assert found["says"] == claim["says"]
         if not each:
             assert found["verdict"] == NO_DATA
@@ -506,6 +514,35 @@ def test_claims_by_hand(parent):
     verdicts = {found["says"]: found["verdict"] for found in results.claims}
     assert verdicts["A trend of epochs."] != TOO_FEW
     assert NOISE in verdicts.values()
+
+
+@pytest.mark.parametrize("x", ["line", "sparsity"])
+def test_a_runs_first_winner_counts_once_whatever_the_axis(tmp_path, x):
+    claims = [{"says": "x", "above": "other", "below": 0.25, "measure": "same_winner"}]
+    lines = {"whole": {"emep_epochs": 2}, "other": {}}
+    asked = study(seeds=6, lines=lines, reference="whole", claims=claims, x=x, base={"candidates": 4})
+    pretend(asked, tmp_path)
+    (claim,) = gather(asked, tmp_path).claims
+    assert claim["number"] == 6
+
+
+@pytest.mark.parametrize(
+    ("lines", "grid", "problem"),
+    [
+        ({"a": {"method": "imp"}}, {}, "judge nothing"),
+        ({"a": {}}, {"candidates": [4, 5]}, r"more than one chance.*0\.2"),
+        ({"a": {}, "chance": {}}, {}, "Name the line otherwise"),
+    ],
+)
+def test_a_chance_that_is_none_is_refused(lines, grid, problem):
+    claims = [{"says": "x", "above": "a", "below": "chance", "measure": "plain_won"}]
+    with pytest.raises(ValueError, match=problem):
+        expand(study(lines=lines, grid=grid, claims=claims))
+
+
+def test_chance_is_for_what_is_counted():
+    with pytest.raises(ValueError, match="chance is for what is counted"):
+        study(claims=[{"says": "x", "above": "randomized", "below": "chance"}])
 
 
 def test_what_is_plainly_so_is_reproduced_and_its_contrary_is_not(tmp_path):

@@ -16,6 +16,7 @@ from small_studies import LINES, TINY, here, made, study
 
 from randprune_lab import store, study_runs
 from randprune_lab.config import RunConfig
+from randprune_lab.engine import prune
 from randprune_lab.studies import expand
 from randprune_lab.study_report import conclude
 from randprune_lab.study_runs import (
@@ -30,6 +31,7 @@ from randprune_lab.study_runs import (
     missing,
     read_asked,
     read_state,
+    run_folder,
     run_study,
     studies_folder,
     study_folders,
@@ -132,6 +134,46 @@ def test_a_folder_of_another_study_is_not_taken(tmp_path):
             made(asked.model_copy(update=later), tmp_path)
     made(asked.model_copy(update={"title": "Said otherwise"}), tmp_path)
     assert read_asked(folder).title == "Said otherwise"
+
+
+def test_a_study_of_tuples_goes_on(tmp_path):
+    asked = study(base={"stages": (0.5, 0.9)}, lines={"IMP": {"method": "imp"}}, seeds=1)
+    assert made(asked, tmp_path) == made(asked, tmp_path)
+
+
+def test_weights_that_another_study_wants_stay(tmp_path, job):
+    """Killed between a run's end and the dropping of its weights, a study drops them later, unless they are wanted."""
+    lines = {"IMP": {"method": "imp"}}
+    plain, wants = (study(name, lines=lines, seeds=1, kept=kept) for name, kept in (("a", "results"), ("b", "weights")))
+    (run,) = expand(plain)
+    folder = run_folder(tmp_path, run.id)
+    list(store.record(folder, prune(run.config)))
+    run_study(wants, parent=tmp_path)
+    made(plain, tmp_path)
+    assert (folder / "model").is_dir()
+    assert missing(wants, tmp_path) == {}
+    list(store.record(job.folder, prune(job.config)))
+    assert make_run(job) == ("", 0.0)
+    assert not (job.folder / "model").exists()
+
+
+def test_how_far_it_is_is_not_written_for_every_run_of_many(tmp_path, monkeypatch):
+    written = []
+    real = study_runs.write_atomically
+    monkeypatch.setattr(
+        study_runs, "write_atomically", lambda path, *what: written.append(path.name) or real(path, *what)
+    )
+    asked = study(seeds=40)
+    told = []
+    run_study(
+        asked,
+        parent=tmp_path,
+        spread=lambda left: ((run, "not made") for run in list(left)[1:]),
+        tell=lambda *n: told.append(n),
+    )
+    assert len(told) == 80
+    assert written.count("state.json") < 20
+    assert read_state(tmp_path / "tiny").done == 79
 
 
 def test_what_cannot_be_made_is_refused_before_work_starts(tmp_path):
