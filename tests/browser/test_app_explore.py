@@ -456,7 +456,8 @@ def training(tmp_path):
 
 @pytest.mark.alone
 @pytest.mark.usefixtures("training")
-def test_sliders_move_the_picture_at_once_while_a_run_trains(opened, big, record_property):
+@pytest.mark.parametrize("presses", [8, pytest.param(40, marks=pytest.mark.slow)])
+def test_sliders_move_the_picture_at_once_while_a_run_trains(opened, big, record_property, presses):
     panel = opened(model=big)
     panel.settle()
     panel.page.locator(".rp-root").evaluate(WATCH)
@@ -464,10 +465,10 @@ def test_sliders_move_the_picture_at_once_while_a_run_trains(opened, big, record
     pooled = []
     for field in SLIDERS:
         panel.page.evaluate(FORGET)
-        panel.press(field, 40, 60)
+        panel.press(field, presses, 60)
         panel.page.wait_for_timeout(800)
         own = panel.latencies()
-        assert len(own) == 40
+        assert len(own) == presses
         record_property("measured", f"  {field:<15} {_summary(own)}")
         pooled += own
     record_property("measured", f"  all {_summary(pooled)} (promised {MEDIAN}, {LATE})")

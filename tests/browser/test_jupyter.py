@@ -156,22 +156,25 @@ def test_what_is_drawn_is_what_the_tables_say(panel, weights):
 
 
 @pytest.mark.alone
-def test_sliders_move_the_picture_at_once(panel, record_property):
-    """Forty steps of each slider, with 60 and with 300 ms between presses."""
+@pytest.mark.parametrize(
+    ("presses", "pauses"), [(8, [60]), pytest.param(40, [60, 300], marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_sliders_move_the_picture_at_once(panel, record_property, presses, pauses):
+    """Steps of each slider, with some milliseconds between presses."""
     panel.page.evaluate(WATCH)
     record_property("measured", "from key press to redraw in JupyterLab, 3072 x 768: median and 95th percentile")
-    pooled = {60: [], 300: []}
+    pooled = {pause: [] for pause in pauses}
     for pause, times in pooled.items():
         for field in SLIDERS:
             panel.page.evaluate(FORGET)
-            panel.step(field, 40, pause)
+            panel.step(field, presses, pause)
             panel.page.wait_for_timeout(500)
             own = panel.latencies()
-            assert len(own) == 40
+            assert len(own) == presses
             record_property("measured", f"{pause:>4} ms between presses, {field:<15} {_summary(own)}")
             times += own
         record_property("measured", f"{pause:>4} ms between presses, all {_summary(times)} (promised {MEDIAN}, {LATE})")
-    swept = _how_fast_the_line_follows(panel)
+    swept = _how_fast_the_line_follows(panel, presses // 4)
     record_property("measured", f"sweep: {_summary(swept)} (promised {SWEEP})")
     for times in pooled.values():
         assert statistics.median(times) < SLACK * MEDIAN
@@ -183,9 +186,9 @@ def _summary(times: list[float]) -> str:
     return f"{statistics.median(times):6.1f} ms {statistics.quantiles(times, n=20)[-1]:6.1f} ms"
 
 
-def _how_fast_the_line_follows(panel) -> list[float]:
+def _how_fast_the_line_follows(panel, times_asked: int) -> list[float]:
     times = []
-    for _ in range(10):
+    for _ in range(times_asked):
         panel.page.evaluate(FORGET)
         panel.step("power", 1, 800)
         pressed, swept = panel.page.evaluate("() => [window.pressed, window.drawn.sweepSeq]")
