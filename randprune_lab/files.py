@@ -17,9 +17,16 @@ if TYPE_CHECKING:  # a job that waits for its turn does without torch
     from torch import Tensor
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that it is either whole or not there: under another name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_atomically(path: Path, content: bytes | str, *, inside: Path | None = None) -> None:
+    """Write a file so that it is either whole or not there: under another name first, then renamed.
+
+    ``inside``: a folder that must be there: a run that was deleted does not come back with the next file that it writes.
+    Without it, whatever folder is missing is made.
+    """
+    if inside is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif path.parent != inside:
+        path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -38,11 +38,11 @@ def conclude(folder: str | Path, beside: Sequence[Path] = ()) -> Path:
         benefit = read_benefit(folder)
         if benefit is None and OBJECT not in (config.model, config.task):
             benefit = measure_run(folder, config)
-            write_atomically(folder / "benefit.json", json.dumps(benefit.to_json(), indent=2))
+            write_atomically(folder / "benefit.json", json.dumps(benefit.to_json(), indent=2), inside=folder)
         images = "Image" if not is_text(config.task) else "Sequence"
         auto_class = f"AutoModelFor{images}Classification" if (folder / "model" / "config.json").is_file() else None
         card = model_card(store.story(folder), config, benefit, auto_class=auto_class)
-        write_atomically(folder / "model" / "README.md", card)
+        write_atomically(folder / "model" / "README.md", card, inside=folder)
     return write_report(folder, beside)
 
 

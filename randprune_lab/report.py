@@ -50,7 +50,7 @@ def write_report(folder: Path, beside: Sequence[Path] = ()) -> Path:
     """
     run, others = _Run.read(Path(folder)), [_Run.read(Path(other)) for other in beside]
     path = Path(folder) / "report.html"
-    write_atomically(path, _page(run, _named(run, others)).encode(errors="replace"))
+    write_atomically(path, _page(run, _named(run, others)).encode(errors="replace"), inside=Path(folder))
     return path
 
 

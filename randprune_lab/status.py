@@ -122,7 +122,7 @@ def _parsed(path: Path, *_: int) -> Record:
 
 def write(folder: Path, record: Record) -> None:
     """Write status.json."""
-    write_atomically(folder / FILE, record.model_dump_json(indent=2))
+    write_atomically(folder / FILE, record.model_dump_json(indent=2), inside=folder)
 
 
 def age_of(folder: Path) -> float | None:

@@ -331,14 +331,14 @@ def _save(folder: Path, checkpoint: Checkpoint, lines: int) -> None:
     masked = progress.phase == "fine-tuning" and progress.epoch == 0  # the mask was just chosen
     if boundary or masked:
         path = folder / "histograms" / f"{stage}{'-masked' * masked}.json"
-        write_atomically(path, json.dumps(_histograms(checkpoint.tensors)))
+        write_atomically(path, json.dumps(_histograms(checkpoint.tensors)), inside=folder)
     if progress.phase == "finished":
         model = {name[6:]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model.")}
         files = checkpoint.files or {"model.safetensors": save(model, {"format": "pt"})}
         for name, content in files.items():
-            write_atomically(folder / "model" / name, content)
+            write_atomically(folder / "model" / name, content, inside=folder)
     path = folder / "checkpoints" / f"{number:06d}-{what}.safetensors"
-    write_atomically(path, save(checkpoint.tensors, metadata))
+    write_atomically(path, save(checkpoint.tensors, metadata), inside=folder)
     _clear(folder, keep_all=read_config(folder).keep_stages == "all")
 
 

@@ -29,7 +29,7 @@ from randprune_lab import store
 from randprune_lab.checks import problem_of
 from randprune_lab.config import RunConfig
 from randprune_lab.engine import prune
-from randprune_lab.events import Event, RunFinished
+from randprune_lab.events import Event, Resumed, RunFinished, RunStarted
 from randprune_lab.files import is_held, reason_of, write_atomically
 from randprune_lab.processes import as_they_come
 from randprune_lab.studies import Study, expand
@@ -217,7 +217,7 @@ def _make(study: Study, parent: Path, left: dict[str, RunConfig], processes: int
     def write() -> None:
         nonlocal state, written
         state, written = dataclasses.replace(state, seconds=seconds, failed=failed), time.monotonic()
-        write_atomically(folder / STATE, json.dumps(dataclasses.asdict(state)))
+        write_atomically(folder / STATE, json.dumps(dataclasses.asdict(state)), inside=folder)
 
     write()
     tell(state.done, state.of)
@@ -288,12 +288,9 @@ def make_run(job: Job) -> tuple[str, float]:
         if is_finished(job.folder, job.weights):  # by another study, since this one was begun
             _settle_weights(job.folder, job.weights)
             return "", 0.0
-        resume = _begun(job)
-        if job.weights:  # from its first moment on, lest another study drop them as soon as it is finished
-            job.folder.mkdir(parents=True, exist_ok=True)
-            (job.folder / KEEP).touch()
-        for _ in store.record(job.folder, prune(job.config, resume=resume)):
-            pass
+        for event in store.record(job.folder, prune(job.config, resume=_begun(job))):
+            if job.weights and isinstance(event, RunStarted | Resumed):
+                (job.folder / KEEP).touch()  # lest another study drop them as soon as the run is finished
     except OSError:  # of the disk: no other run would fare better
         raise
     except Exception as error:  # of many libraries: the other runs go on

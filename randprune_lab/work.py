@@ -70,6 +70,9 @@ def _lower_priority() -> None:
     with contextlib.suppress(psutil.Error, OSError):
         low = getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", None)  # Windows
         process.nice(low if low is not None else max(10, process.nice()))
+    with contextlib.suppress(OSError, AttributeError):
+        if os.getsid(0) == os.getpid():  # Linux shares out time among sessions first: within its own nobody is asked
+            Path("/proc/self/autogroup").write_text("10")
 
 
 def _take_turn(job: Attended, slots: int) -> int:

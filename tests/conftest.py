@@ -10,8 +10,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 from filelock import FileLock, ReadWriteLock
+
+LONGEST = 1800  # seconds that a test waits for the others to leave the machine to it
+
+# A slow moment of the machine is no fault of the code, and what passes once passes always.
+hypothesis.settings.register_profile(
+    "lab", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("lab")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -26,8 +35,8 @@ def pytest_terminal_summary(terminalreporter):
 def machine_shared(folder: Path, *, alone: bool):
     """A test marked ``alone`` measures how fast something is: those of the other workers wait meanwhile."""
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    gate = FileLock(folder / "gate.lock")  # whoever wants to be alone holds it, so that no new test slips in
-    machine = ReadWriteLock(folder / "machine.db")
+    gate = FileLock(folder / "gate.lock", timeout=LONGEST)  # whoever wants to be alone holds it: no new test slips in
+    machine = ReadWriteLock(folder / "machine.db", timeout=LONGEST)
     if alone:
         with gate, machine.write_lock():
             yield
@@ -38,28 +47,71 @@ def machine_shared(folder: Path, *, alone: bool):
             yield
 
 
-@pytest.fixture(autouse=True)
-def share_the_machine(request, tmp_path_factory):
-    alone = request.node.get_closest_marker("alone") is not None
-    with machine_shared(tmp_path_factory.getbasetemp(), alone=alone):
-        yield
+def printed_by(kernel, source: str) -> str:
+    """What a cell prints in nbval's kernel."""
+    asked, printed, error = kernel.execute_cell_input(source, allow_stdin=False), "", ""
+    while True:
+        message = kernel.get_message("iopub", timeout=120)
+        if message["parent_header"].get("msg_id") != asked:
+            continue
+        content = message["content"]
+        match message["msg_type"]:
+            case "stream":
+                printed += content["text"]
+            case "error":
+                error = "\n".join(content["traceback"])
+            case "status" if content["execution_state"] == "idle":
+                break
+    kernel.await_reply(asked, timeout=120)
+    assert not error, error
+    return printed
 
 
 class NotebookCells:
-    """The cells of the tutorials, which nbval makes tests of: they have no fixtures."""
+    """The cells of the tutorials, which nbval makes tests of: they have no fixtures.
+
+    After a cell that checks answers the teacher's edition of it runs in the same kernel: every answer must be right.
+    """
+
+    def __init__(self):
+        self.guesses = []  # the teacher's, of cells that the next check is of
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item):
+    def pytest_runtest_call(self, item):
+        result = yield
         if item.path.suffix != ".ipynb":
-            return (yield)
+            return result
+        solution = item.cell.metadata.get("randprune", {}).get("solution", "")
+        teachers = solution or item.cell.source
+        wanted = sum(line.startswith("check(") for line in teachers.splitlines())
+        if solution and not wanted:
+            self.guesses.append(solution)
+        elif wanted:
+            said = printed_by(item.parent.kernel, "\n".join([*self.guesses, teachers])).splitlines()
+            self.guesses = []
+            assert said.count("right") == wanted, f"{teachers}\nsays\n{said}"
+        return result
+
+
+class SharedMachine:
+    """Of every test with all that it sets up, the cells of the tutorials too; before its time begins to count."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item):
         folder = item.config._tmp_path_factory.getbasetemp()
-        with pytest.MonkeyPatch.context() as patch, machine_shared(folder, alone=False):
-            patch.setenv("RANDPRUNE_RUNS", str(folder / item.path.stem))  # not beside the notebook
+        alone = item.get_closest_marker("alone") is not None
+        with pytest.MonkeyPatch.context() as patch, machine_shared(folder, alone=alone):
+            if item.path.suffix == ".ipynb":
+                patch.setenv("RANDPRUNE_RUNS", str(folder / item.path.stem))  # not beside the notebook
             return (yield)
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(NotebookCells())  # from here alone it would not see what lies outside this folder
+    for plugin in (
+        SharedMachine(),
+        NotebookCells(),
+    ):  # from here alone they would not see what lies outside this folder
+        config.pluginmanager.register(plugin)
 
 
 @pytest.fixture(scope="session")

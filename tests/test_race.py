@@ -55,7 +55,7 @@ def test_rounds_by_hand(candidates, steps, rounds):
     assert RunConfig(candidates=candidates).rounds(steps) == [(candidates, steps)]
 
 
-@given(candidates=st.integers(1, 1000), steps=st.integers(512, 10**6), epochs=st.integers(1, 3))
+@given(candidates=st.integers(2, 1000), steps=st.integers(512, 10**6), epochs=st.integers(1, 3))
 def test_rounds_halve_the_field_double_in_length_and_cost_what_is_planned(candidates, steps, epochs):
     rounds = race_rounds(candidates, steps)
     assert rounds[0][0] == candidates

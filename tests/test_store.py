@@ -386,6 +386,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
 
 
+def test_what_was_deleted_does_not_come_back_with_its_next_file(tmp_path):
+    run = tmp_path / "run"
+    for path in (run / "status.json", run / "checkpoints" / "1"):
+        with pytest.raises(FileNotFoundError):
+            store.write_atomically(path, "new", inside=run)
+        assert not run.exists()
+        run.mkdir()
+        store.write_atomically(path, "new", inside=run)
+        shutil.rmtree(run)
+
+
 # ---- folders that are taken
 
 

@@ -94,7 +94,7 @@ def test_start_and_stop_reach_the_process(handle, monkeypatch):
     handle.stop()
     asked, folder = handle.asked, handle.folder
     assert calls == [
-        ("start", asked, {"parent": folder.parent, "processes": 1}),
+        ("start", asked, {"parent": folder.parent, "processes": 1, "many": False}),
         ("stop", folder, {"wait": True}),
     ]
 

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def test_it_is_small_and_knows_no_machine(path):
             assert not MACHINE.search(printed(cell)), cell.source
 
 
+@pytest.mark.slow  # plain pytest runs each solution after its exercise, in nbval's kernel (conftest.py)
 def test_every_solution_is_right(path, tmp_path):
     """The teacher's edition, as it is written, in a fresh kernel."""
     write_tutorials(tmp_path / "teacher", solutions=True)
@@ -275,3 +277,35 @@ def test_a_compared_cell_that_prints_something_else_fails(tmp_path, stored, code
     done = subprocess.run([*command, str(tmp_path / "one.ipynb")], cwd=FOLDER.parent, capture_output=True, text=True)
     assert done.returncode == code, done.stdout
     assert ("mismatch" in done.stdout) == bool(code)
+
+
+@pytest.mark.parametrize(("answer", "code"), [("2", 0), ("3", 1), ("1 / 0", 1)])
+def test_a_solution_that_is_not_right_fails(tmp_path, answer, code):
+    """It runs after its exercise, in the same kernel, and the student's cell stays as it is."""
+    start = "from randprune_lab.classroom import check\ntwo = 2"
+    guess, ask = "answer = {}", "answer\ncheck(answer, lambda given: given == two)"
+    cells = [nbformat.v4.new_code_cell(text) for text in (start, guess.format("..."), ask)]
+    cells[1].metadata["randprune"] = {"solution": guess.format(answer)}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "one.ipynb")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n0",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        "pyproject.toml",
+        "-p",
+        "conftest",
+    ]
+    done = subprocess.run(
+        [*command, str(tmp_path / "one.ipynb")],
+        cwd=FOLDER.parent,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stdout
+    assert f"{3 - code} passed" in done.stdout

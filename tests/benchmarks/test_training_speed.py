@@ -24,6 +24,7 @@ def test_a_step_under_masks_is_as_fast_as_the_trainers(record_property):
     assert ratio >= 0.97
 
 
+@pytest.mark.slow  # two minutes in which no other test runs
 def test_lockstep_comes_within_three_percent_of_its_floor(record_property):
     found = lockstep_ratio(bench_device("cpu"), steps=20, rounds=3)
     record_property(

@@ -1,5 +1,7 @@
 """A real JupyterLab, a real server of the app and a real Chromium, all on this machine alone."""
 
+import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,7 +22,8 @@ from randprune_lab import jobs
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 CHROMIUM_FLAGS += ["--disable-sync"]
 TOKEN = "browser-tests"
-START_SECONDS = 180
+START_SECONDS = 240
+PATIENCE = 120_000  # milliseconds that the browser looks for something: a ceiling, for a crowded machine
 MAIN = "from randprune_lab.cli import main; main()"  # the command line, whatever is on the path
 
 
@@ -60,6 +64,19 @@ def end(process: subprocess.Popen) -> None:
         process.wait()
 
 
+def answers(process: subprocess.Popen, ask: Callable[[], object]) -> bool:
+    """Wait until a server that has been started answers; False where it has ended, or does not in time."""
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            ask()
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.2)
+        else:
+            return True
+    return False
+
+
 class Lab:
     """JupyterLab in a folder of its own."""
 
@@ -90,13 +107,9 @@ class Lab:
         self._wait()
 
     def _wait(self) -> None:
-        for _ in range(START_SECONDS * 5):
-            try:
-                return self.api("GET", "status") and None
-            except OSError:
-                time.sleep(0.2)
-        self.stop()
-        raise TimeoutError((self.folder / "lab.log").read_text()[-2000:])
+        if not answers(self.process, lambda: self.api("GET", "status")):
+            self.stop()
+            raise TimeoutError((self.folder / "lab.log").read_text()[-2000:])
 
     def api(self, method: str, path: str, body: object = None):
         request = urllib.request.Request(
@@ -180,14 +193,9 @@ class App:
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
-        for _ in range(START_SECONDS * 5):
-            try:
-                with urllib.request.urlopen(self.address("_stcore/health"), timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.2)
-        self.stop()
-        raise TimeoutError(self.said()[-2000:])
+        if not answers(self.process, lambda: urllib.request.urlopen(self.address("_stcore/health"), timeout=5).close()):
+            self.stop()
+            raise TimeoutError(self.said()[-2000:])
 
     def address(self, page: str = "", **query: object) -> str:
         return f"http://127.0.0.1:{self.port}/{page}{'?' if query else ''}{urllib.parse.urlencode(query)}"
@@ -225,5 +233,6 @@ def own_app(tmp_path):
     started.stop()
     for folder in sorted(path.parent for path in started.runs.glob("*/config.json")):
         if jobs.status(folder).is_live:
-            jobs.stop(folder)
+            with contextlib.suppress(ValueError):  # it has ended meanwhile
+                jobs.stop(folder)
     assert "Traceback" not in started.said()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import PATIENCE
 from playwright.sync_api import TimeoutError as Late
 from safetensors.torch import load_file
 
@@ -26,6 +27,7 @@ RUN_TIMEOUT = 180 * SECONDS  # a ceiling: on a busy machine a server alone may t
 def page(browser):
     """A new browser; at the end it has asked nobody but this machine, and no script has failed."""
     context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
     requests, errors = [], []
     context.on("request", lambda request: requests.append(request.url))
     context.on("weberror", lambda error: errors.append(str(error.error)))
@@ -60,9 +62,9 @@ def wait_for_status(folder: Path, *states: str, seconds: float = 60) -> None:
     ("view", "role", "name"),
     [("", "link", "prune this network for real"), ("explore", "button", "Launch what I see")],
 )
-def test_a_page_that_is_left_asks_nothing_more(own_app, page, view, role, name):
+def test_a_page_that_is_left_asks_nothing_more(app, page, view, role, name):
     """Else Streamlit empties the next page: an answer that comes late belongs to a page that is not on screen."""
-    page.goto(own_app.address(view))
+    page.goto(app.address(view))
     slider = page.locator("input[type=range][data-field=sparsity]")
     slider.wait_for(timeout=RUN_TIMEOUT)
     page.evaluate(
@@ -181,7 +183,10 @@ def two_jobs(own_app, monkeypatch):
     running = jobs.start(config, parent=own_app.runs)
     queued = jobs.start(config.model_copy(update={"seed": 1}), parent=own_app.runs)
     wait_for_status(running, "running")
+    until = time.monotonic() + 180
     while not any(event.kind == "mask_chosen" for event in store.story(running)):
+        assert jobs.status(running).is_live, jobs.status(running)
+        assert time.monotonic() < until
         time.sleep(0.1)
     assert jobs.status(queued).state == "queued"
     return running, queued

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 import torch
-from conftest import wait_until_settled
+from conftest import PATIENCE, wait_until_settled
 from safetensors.torch import save_file
 
 from randprune_lab import Explorer, ExploreState, open_source
@@ -40,6 +40,7 @@ class Panel:
 
     def __init__(self, browser, **options) -> None:
         self.page = browser.new_page(viewport={"width": 1500, "height": 1200}, **options)
+        self.page.set_default_timeout(PATIENCE)
         self.requests: list[str] = []
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -190,7 +191,7 @@ def _how_fast_the_line_follows(panel, times_asked: int) -> list[float]:
     times = []
     for _ in range(times_asked):
         panel.page.evaluate(FORGET)
-        panel.step("power", 1, 800)
+        panel.step("power", 1, 1500)
         pressed, swept = panel.page.evaluate("() => [window.pressed, window.drawn.sweepSeq]")
         times.append(swept[0][0] - pressed[0])
     return times
@@ -362,7 +363,7 @@ panel
     times = []
     for _ in range(5):
         shown.page.evaluate(FORGET)
-        shown.step("power", 1, 2500)
+        shown.step("power", 1, 4000)
         pressed, done = shown.page.evaluate("() => [window.pressed, window.drawn.tableDone]")
         times.append(next(at for at, number in done if number == 72) - pressed[0])
     assert len(shown.page.query_selector_all("tr[data-tensor]")) == 72

@@ -4,6 +4,7 @@ import os
 import re
 
 import pytest
+from conftest import PATIENCE
 
 from randprune_lab import jobs
 
@@ -26,6 +27,7 @@ class Notebook:
     def __init__(self, browser, lab, parent) -> None:
         self.lab = lab
         self.page = browser.new_page(viewport={"width": 1280, "height": 1200})
+        self.page.set_default_timeout(PATIENCE)
         self.requests: list[str] = []
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))

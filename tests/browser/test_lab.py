@@ -8,7 +8,7 @@ import time
 
 import nbformat
 import pytest
-from conftest import MAIN, chromium_path, end, free_port
+from conftest import MAIN, PATIENCE, START_SECONDS, chromium_path, end, free_port
 from playwright.sync_api import expect
 
 from randprune_lab.files import shipped
@@ -38,7 +38,7 @@ def lab_address(tmp_path_factory):
     command = [sys.executable, "-c", MAIN, "lab", "mine", "--port", str(free_port()), "--no-browser"]
     with log.open("wb") as written:
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=written, stderr=subprocess.STDOUT)
-    until = time.monotonic() + 60
+    until = time.monotonic() + START_SECONDS
     while not (found := re.search(r"http://127\.0\.0\.1:\d+/\S*token=\w+", log.read_text())):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < until, log.read_text()
@@ -50,6 +50,7 @@ def lab_address(tmp_path_factory):
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    page.set_default_timeout(PATIENCE)
     requests, errors = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
