@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a job that waits for its turn does without torch
 def write_atomically(path: Path, content: bytes | str, *, inside: Path | None = None) -> None:
     """Write a file so that it is either whole or not there: under another name first, then renamed.
 
-    ``inside``: a folder that must be there: a run that was deleted does not come back with the next file that it writes.
+    ``inside``: a folder that must be there: a run that was deleted does not come back with the next file.
     Without it, whatever folder is missing is made.
     """
     if inside is None:

@@ -110,7 +110,7 @@ def pytest_configure(config):
     for plugin in (
         SharedMachine(),
         NotebookCells(),
-    ):  # from here alone they would not see what lies outside this folder
+    ):  # from here alone they would not see notebooks/
         config.pluginmanager.register(plugin)
 
 
