@@ -23,7 +23,7 @@ from torch import Tensor
 
 from randprune_lab.models import weight_files
 from randprune_lab.packing import LEFT_OUT
-from randprune_lab.sources import CheckpointSource
+from randprune_lab.sources import CheckpointSource, prunable_names
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZED = re.compile(r"[IU](4|8|16|32)|F[468](_.*)?")  # small integers, and floating point of 8 bits or less
@@ -122,6 +122,11 @@ class StoredCheckpoint:
         Raises:
             ValueError: nothing is left, or a pattern finds none.
         """
+        if self.quantized and not self.prunable:
+            raise ValueError(
+                f"{self.name}: nothing to prune: its matrices are quantized ({len(self.quantized)} of them), and only "
+                "floating-point weights are masked. Pass the checkpoint that it was quantized from."
+            )
         known = ", ".join(self.prunable[:8]) + (" ..." if len(self.prunable) > 8 else "")
         for pattern in (*include, *exclude):
             if not any(re.search(pattern, name) for name in self.prunable):
@@ -170,14 +175,16 @@ def open_checkpoint(checkpoint: str | Path) -> StoredCheckpoint:
         for tensor in stored.values()
         if QUANTIZED.fullmatch(tensor.dtype) and len(tensor.shape) >= 2 and not tensor.name.endswith("bias")
     }
-    by_default = [name for name, info in source.tensors.items() if info.prunable]
-    scales = {name for name in by_default if name.rpartition(".")[0] in modules}
+    # Quantized ones count for what is a block: without them none might be left, and embeddings would pass for layers.
+    weights = [tensor for tensor in stored.values() if tensor.dtype in DTYPES or QUANTIZED.fullmatch(tensor.dtype)]
+    in_blocks = prunable_names({tensor.name: tensor.shape for tensor in weights if tensor.size})
+    by_default = [name for name in source.tensors if name in in_blocks]
     return StoredCheckpoint(
         name=str(checkpoint),
         files={} if whole.is_file() else _beside(whole if whole.exists() else _rest_of(str(checkpoint))),
         shards=shards,
         tensors={name: stored[name] for name in source.tensors},
-        prunable=tuple(name for name in by_default if name not in scales),
+        prunable=tuple(name for name in by_default if name.rpartition(".")[0] not in modules),
         quantized=tuple(name for name in stored if name.rpartition(".")[0] in modules and len(stored[name].shape) >= 2),
     )
 

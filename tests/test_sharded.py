@@ -362,6 +362,21 @@ def test_what_is_quantized_is_left_alone_and_its_scales_too(tmp_path):
     assert record["totals"]["quantized"] == 4
 
 
+@pytest.mark.parametrize("matrix", ["uint8", "int8", "float8_e4m3fn"])
+def test_of_a_quantized_checkpoint_the_embeddings_are_left_alone(tmp_path, matrix):
+    """bitsandbytes' 4 and 8 bits, and FP8 with a scale per tensor: no floating-point matrix lies in the blocks."""
+    tensors = {"embed.weight": torch.randn(9, 4), "lm_head.weight": torch.randn(9, 4)}
+    for layer in range(2):
+        for place in range(4):
+            name = f"layers.{layer}.m{place}.weight"
+            tensors |= {name: torch.ones(4, 4).to(getattr(torch, matrix)), f"{name}_scale": torch.ones(4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path).prunable == ()
+    for include in ((), ("layers",)):
+        with pytest.raises(ValueError, match=r"nothing to prune: its matrices are quantized \(8 of them"):
+            masked(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", sparsity=0.5, include=include)
+
+
 def test_patterns_choose(bert, tmp_path):
     record = masked(bert, tmp_path / "out", sparsity=0.5, include=("query", "key"), exclude=("layer.1",))
     names = [name for shard in record["shards"].values() for name in shard]
