@@ -22,12 +22,11 @@ import torch
 from torch import Tensor
 
 from randprune_lab.models import weight_files
-from randprune_lab.packing import LEFT_OUT
+from randprune_lab.packing import LEFT_OUT, OF_TRAINING, belongs
 from randprune_lab.sources import CheckpointSource, prunable_names
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZED = re.compile(r"[IU](4|8|16|32)|F[468](_.*)?")  # small integers, and floating point of 8 bits or less
-INDEX = ".safetensors.index.json"
 SAMPLES, SAMPLE_BYTES = 16, 2**16  # of each shard: what the digest reads
 
 
@@ -217,21 +216,18 @@ def _rest_of(model_id: str) -> Path:
     """The folder of a Hub id in the cache, with all that is no weight and no pickle."""
     from huggingface_hub import snapshot_download
 
-    left_out = [f"*{ending}" for ending in LEFT_OUT if ending != ".index.json"]
+    left_out = [*(f"*{ending}" for ending in LEFT_OUT), OF_TRAINING]
     return Path(snapshot_download(model_id, ignore_patterns=left_out))
 
 
 def _beside(folder: Path) -> dict[str, Path]:
-    """Hidden files, pickles and weights in other formats are no part of it."""
+    """What goes along with the weights, by its path in the folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        name = path.name.lower()
-        skipped = name.endswith(LEFT_OUT) and not (path.parent == folder and name.endswith(INDEX))
+        name = path.relative_to(folder)
         weights = path.parent == folder and path.suffix == ".safetensors"
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and not (skipped or weights or hidden):
-            found[relative.as_posix()] = path
+        if path.is_file() and belongs(name) and not weights:
+            found[name.as_posix()] = path
     return found
 
 

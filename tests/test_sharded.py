@@ -223,6 +223,10 @@ def test_halves_are_not_read_again_to_be_cut():
 
 # Checkpoints
 
+# The same weights once more: they must not come along with masked ones.
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+DENSE = (*PICKLED, "onnx/model.onnx", "onnx/model.onnx_data", "rust_model.ot", "checkpoint-9/model.safetensors")
+
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory) -> Path:
@@ -232,7 +236,9 @@ def bert(tmp_path_factory) -> Path:
     model.save_pretrained(folder, max_shard_size="6KB")
     tiny_transformers.tokenizer("bert").save_pretrained(folder)
     (folder / "README.md").write_text("the old card")
-    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    for name in DENSE:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"dense weights")
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
 
@@ -303,7 +309,7 @@ def test_all_else_stays_and_the_record_and_the_card_tell(bert, tmp_path):
     record = masked(bert, out, **RANDOM)
     old, new = content(bert), content(out)
     assert new.keys() - old.keys() == {"mask.json", "README-before.md"}
-    assert old.keys() - new.keys() == {"pytorch_model.bin"}
+    assert old.keys() - new.keys() == set(DENSE)
     for name in old.keys() & new.keys() - {"README.md"}:
         if name.endswith(".safetensors"):  # the same header
             length = 8 + int.from_bytes(old[name][:8], "little")
@@ -602,7 +608,7 @@ def test_a_hub_id_is_fetched_without_pickles(bert, tmp_path, monkeypatch):
     assert record["source"]["name"] == "someone/bert"
     assert 'base_model: "someone/bert"' in (tmp_path / "out" / "README.md").read_text()
     assert all(model_id == "someone/bert" for model_id, _ in asked)
-    assert "*.bin" in asked[-1][1]["ignore_patterns"]
+    assert {"*.bin", "*.onnx", "checkpoint-*/*"} <= set(asked[-1][1]["ignore_patterns"])
 
 
 # The command
