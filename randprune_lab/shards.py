@@ -167,7 +167,7 @@ def open_checkpoint(checkpoint: str | Path) -> StoredCheckpoint:
         shards[path.name] = shard
     whole = Path(checkpoint)
     if not whole.is_file():  # a shard by itself lacks what lies in the others
-        _check_index(paths[0].parent, owners)
+        _check_complete(paths, owners)
     stored = {tensor.name: tensor for shard in shards.values() for tensor in shard.tensors}
     modules = {
         tensor.name.rpartition(".")[0]
@@ -203,13 +203,24 @@ def _shard(path: Path) -> Shard:
     return Shard(path, header, tuple(sorted(tensors, key=lambda tensor: (tensor.start, tensor.end))))
 
 
-def _check_index(folder: Path, owners: dict[str, str]) -> None:
-    """Each tensor lies where the index says."""
-    index = folder / "model.safetensors.index.json"
-    named = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
-    for name, file in named.items():
-        if owners.get(name) != file:
-            raise ValueError(f"{index}: {name} should lie in {file}, but does not. Download the checkpoint again.")
+def _check_complete(paths: Sequence[Path], owners: dict[str, str]) -> None:
+    """Each tensor lies where the index says; without an index, of files called 00001-of-00003 each is there."""
+    index = paths[0].with_name("model.safetensors.index.json")
+    if index.is_file():
+        for name, file in json.loads(index.read_text())["weight_map"].items():
+            if owners.get(name) != file:
+                raise ValueError(f"{index}: {name} should lie in {file}, but does not. Download the checkpoint again.")
+        return
+    sets: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        if named := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", path.name):
+            sets.setdefault((named[1], int(named[3])), set()).add(int(named[2]))
+    for (name, number), found in sets.items():
+        if len(found) < number:
+            raise ValueError(
+                f"{paths[0].parent}: {len(found)} of the {number} files {name}-...-of-{number} are there. Download the "
+                "others, too."
+            )
 
 
 def _rest_of(model_id: str) -> Path:

@@ -529,6 +529,9 @@ def damaged(bert: Path, folder: Path, name: str) -> Path:
             shard.write_bytes(shard.read_bytes()[:-10])
         case "missing shard":
             shard.unlink()
+        case "missing shard, no index":
+            shard.unlink()
+            index.unlink()
         case "missing tensor":
             known["weight_map"]["bert.encoder.layer.7.weight"] = shard.name
             index.write_text(json.dumps(known))
@@ -551,6 +554,7 @@ def damaged(bert: Path, folder: Path, name: str) -> Path:
     [
         ("truncated", "not a readable safetensors file"),
         ("missing shard", "there is no such file beside it"),
+        ("missing shard, no index", r"\d+ of the \d+ files model-...-of-\d+ are there. Download"),
         ("missing tensor", "bert.encoder.layer.7.weight should lie in"),
         ("twice", "Leave one set of weights there"),
         ("pickle", "a pickle, and no safetensors.*Convert it"),
