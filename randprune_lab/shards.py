@@ -153,9 +153,12 @@ def open_checkpoint(checkpoint: str | Path) -> StoredCheckpoint:
             is not there.
     """
     paths = weight_files(checkpoint)
+    at = Path(checkpoint)
+    if not at.exists():
+        at = _rest_of(str(checkpoint), paths[0].parent)
     shards: dict[str, Shard] = {}
     owners: dict[str, str] = {}
-    source = CheckpointSource(str(checkpoint))  # reads the headers with safetensors' own checks
+    source = CheckpointSource(str(at))  # reads the headers with safetensors' own checks
     for path in paths:
         shard = _shard(path)
         for tensor in shard.tensors:
@@ -165,8 +168,7 @@ def open_checkpoint(checkpoint: str | Path) -> StoredCheckpoint:
                 )
             owners[tensor.name] = path.name
         shards[path.name] = shard
-    whole = Path(checkpoint)
-    if not whole.is_file():  # a shard by itself lacks what lies in the others
+    if not at.is_file():  # a shard by itself lacks what lies in the others
         _check_complete(paths, owners)
     stored = {tensor.name: tensor for shard in shards.values() for tensor in shard.tensors}
     modules = {
@@ -180,7 +182,7 @@ def open_checkpoint(checkpoint: str | Path) -> StoredCheckpoint:
     by_default = [name for name in source.tensors if name in in_blocks]
     return StoredCheckpoint(
         name=str(checkpoint),
-        files={} if whole.is_file() else _beside(whole if whole.exists() else _rest_of(str(checkpoint))),
+        files={} if at.is_file() else _beside(at),
         shards=shards,
         tensors={name: stored[name] for name in source.tensors},
         prunable=tuple(name for name in by_default if name.rpartition(".")[0] not in modules),
@@ -223,12 +225,15 @@ def _check_complete(paths: Sequence[Path], owners: dict[str, str]) -> None:
             )
 
 
-def _rest_of(model_id: str) -> Path:
-    """The folder of a Hub id in the cache, with all that is no weight and no pickle."""
+def _rest_of(model_id: str, weights: Path) -> Path:
+    """The folder of a Hub id's ``weights`` in the cache, filled with all that goes along with them.
+
+    Of the same commit, which is that folder's name: somebody may push another one meanwhile.
+    """
     from huggingface_hub import snapshot_download
 
     left_out = [*(f"*{ending}" for ending in LEFT_OUT), OF_TRAINING]
-    return Path(snapshot_download(model_id, ignore_patterns=left_out))
+    return Path(snapshot_download(model_id, revision=weights.name, ignore_patterns=left_out))
 
 
 def _beside(folder: Path) -> dict[str, Path]:

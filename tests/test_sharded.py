@@ -612,7 +612,10 @@ def test_a_hub_id_is_fetched_without_pickles(bert, tmp_path, monkeypatch):
     assert record["source"]["name"] == "someone/bert"
     assert 'base_model: "someone/bert"' in (tmp_path / "out" / "README.md").read_text()
     assert all(model_id == "someone/bert" for model_id, _ in asked)
-    assert {"*.bin", "*.onnx", "checkpoint-*/*"} <= set(asked[-1][1]["ignore_patterns"])
+    (weights, rest) = asked
+    assert "revision" not in weights[1]
+    assert rest[1]["revision"] == bert.name  # the commit: asked for again, the id might give a newer one
+    assert {"*.bin", "*.onnx", "checkpoint-*/*"} <= set(rest[1]["ignore_patterns"])
 
 
 # The command
