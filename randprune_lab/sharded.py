@@ -6,6 +6,7 @@ Nothing is trained: the weights that a mask keeps stay as they are, the others b
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import math
@@ -26,6 +27,7 @@ from randprune_lab.stored_masks import Facts, MaskSettings, StoredMasks, overall
 RECORD, CARD, DENSE_CARD, LOCK = "mask.json", "README.md", "README-before.md", ".mask.json.lock"
 BEFORE = {CARD: DENSE_CARD, RECORD: "mask-before.json"}  # files of the checkpoint that would stand in the way of ours
 PARTS = ("randprune-lab", "torch", "numpy")  # whose versions decide which random mask a seed gives
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
 Tell = Callable[[int, int, str], object]
 
 
@@ -86,9 +88,8 @@ def mask_checkpoint(
             _write_shards(folder, record, waiting, StoredMasks(chosen, settings, where), tell)
             _finish(folder, record, stored, chosen)
         except OSError as error:
-            raise ValueError(
-                f"{folder}: cannot be written ({error}). Free the disk and run it again: it goes on."
-            ) from error
+            fix = "Free the disk" if error.errno in FULL else "Mend that"
+            raise ValueError(f"{folder}: cannot be written ({error}). {fix} and run it again: it goes on.") from error
     return record
 
 

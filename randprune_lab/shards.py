@@ -6,16 +6,16 @@ types, shapes, order and metadata stay. (The format: eight bytes, the length of 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -58,12 +58,9 @@ class StoredTensor:
             ValueError: the file has grown shorter, or cannot be read.
         """
         content = np.empty(self.nbytes, dtype=np.uint8)
-        try:
-            with self.file.open("rb") as file:
-                file.seek(self.start)
-                found = file.readinto(content.data)
-        except OSError as error:
-            raise ValueError(f"{self.file}: cannot be read ({error}). Copy or download it again.") from error
+        with _opened(self.file) as file:
+            file.seek(self.start)
+            found = file.readinto(content.data)
         if found != len(content):
             raise ValueError(f"{self.file}: ends within {self.name}. Copy or download it again.")
         return torch.from_numpy(content).view(DTYPES[self.dtype]).view(self.shape)
@@ -109,7 +106,7 @@ class StoredCheckpoint:
         found = hashlib.blake2b(digest_size=16)
         for name, shard in sorted(self.shards.items()):
             found.update(json.dumps([name, shard.length]).encode() + shard.header)
-            with shard.file.open("rb") as file:
+            with _opened(shard.file) as file:
                 for place in np.linspace(0, max(shard.length - SAMPLE_BYTES, 0), SAMPLES).astype(int):
                     file.seek(int(place))
                     found.update(file.read(SAMPLE_BYTES))
@@ -261,32 +258,45 @@ def rewrite_shard(shard: Shard, target: Path, changed: Callable[[StoredTensor], 
 
 
 def _write(shard: Shard, part: Path, changed: Callable[[StoredTensor], Tensor | None]) -> None:
-    with shard.file.open("rb") as old, part.open("wb") as new:
+    with part.open("wb") as new:
         new.write(shard.header)
         for tensor in shard.tensors:
             values = changed(tensor)
             if values is None:
-                old.seek(tensor.start)
-                for piece in _pieces(old, tensor.nbytes):
-                    new.write(piece)
+                new.writelines(_pieces(shard.file, tensor.start, tensor.nbytes))
             else:
                 new.write(values.reshape(-1).view(torch.uint8).numpy().data)
         new.flush()
         os.fsync(new.fileno())
 
 
-def _pieces(file: BinaryIO, length: int, most: int = 2**24) -> Iterator[bytes]:
-    while length > 0:
-        piece = file.read(min(length, most))
-        if not piece:
-            raise OSError("it has grown shorter")
-        length -= len(piece)
-        yield piece
-
-
 def copy_file(source: Path, target: Path) -> None:
     """Whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, part)
+    with _opened(source) as old:
+        length = os.fstat(old.fileno()).st_size
+    with part.open("wb") as new:
+        new.writelines(_pieces(source, 0, length))
     part.replace(target)
+
+
+def _pieces(file: Path, start: int, length: int, most: int = 2**24) -> Iterator[bytes]:
+    with _opened(file) as opened:
+        opened.seek(start)
+        while length > 0:
+            piece = opened.read(min(length, most))
+            if not piece:
+                raise OSError("it has grown shorter")
+            length -= len(piece)
+            yield piece
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[BufferedReader]:
+    """To be read. What goes wrong is said of this file: all other errors are of the folder that is written to."""
+    try:
+        with file.open("rb") as opened:
+            yield opened
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error}). Copy or download it again.") from error

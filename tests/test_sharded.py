@@ -1,7 +1,9 @@
 """Masks for sharded checkpoints: the same as a run's, whatever the pieces, and whenever it was killed."""
 
+import errno
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -510,13 +512,31 @@ def test_a_small_disk_is_told_before_work(bert, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_says_how_to_go_on(bert, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "Free the disk and run it again: it goes on"), (errno.EIO, "out: cannot be written .*Mend that")],
+)
+def test_a_folder_that_fails_says_how_to_go_on(bert, tmp_path, monkeypatch, number, said):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sharded, "rewrite_shard", full)
-    with pytest.raises(ValueError, match="Free the disk and run it again: it goes on"):
+    monkeypatch.setattr(sharded, "rewrite_shard", fail)
+    with pytest.raises(ValueError, match=said):
         masked(bert, tmp_path / "out", sparsity=0.5)
+
+
+@pytest.mark.parametrize("lost", ["model-00002", "tokenizer.json"])
+def test_a_source_that_cannot_be_read_any_more_is_named(bert, tmp_path, lost):
+    """Tensors that are copied, and files beside them, too: the target's disk is not to blame."""
+    source = tmp_path / "source"
+    shutil.copytree(bert, source)
+    (file,) = source.glob(f"{lost}*")
+
+    def lose(*_):
+        file.unlink(missing_ok=True)
+
+    with pytest.raises(ValueError, match=rf"source/{lost}.*: cannot be read .*Copy or download it again"):
+        mask_checkpoint(source, tmp_path / "out", MaskSettings(sparsity=0.5, include=("layer.0",)), tell=lose)
 
 
 def damaged(bert: Path, folder: Path, name: str) -> Path:
