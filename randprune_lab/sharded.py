@@ -133,7 +133,9 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
+        # While it is held, lest somebody else's goes. Windows refuses that, and removes it when it is released.
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
         lock.release()
         with contextlib.suppress(OSError):  # it is not empty
             folder.rmdir()

@@ -505,6 +505,20 @@ def test_two_at_a_time_are_refused(bert, tmp_path):
         masked(bert, tmp_path / "out", sparsity=0.5)
 
 
+def test_a_lock_that_cannot_be_removed_is_released(bert, tmp_path, monkeypatch):
+    """As on Windows, where a file that is open stays."""
+    remove = Path.unlink
+
+    def refuse(path, **options):
+        if path.name == sharded.LOCK:
+            raise PermissionError(errno.EACCES, "in use")
+        remove(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    masked(bert, tmp_path / "out", sparsity=0.5)
+    masked(bert, tmp_path / "out", sparsity=0.5)
+
+
 def test_a_small_disk_is_told_before_work(bert, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "free_disk", lambda _: 1000)
     with pytest.raises(ValueError, match=r"bytes are to be written, 1,000 are free"):
