@@ -18,7 +18,7 @@ import filelock
 from torch import Tensor
 
 from randprune_lab.bench import bench_device
-from randprune_lab.card import HUB_ID, shown_name
+from randprune_lab.card import checkpoint_card, shown_name
 from randprune_lab.checks import keep_count
 from randprune_lab.files import free_disk, write_atomically
 from randprune_lab.shards import Shard, StoredCheckpoint, StoredTensor, copy_file, open_checkpoint, rewrite_shard
@@ -192,7 +192,7 @@ def _write_shards(folder: Path, record: Facts, waiting: Sequence[Shard], masks: 
         masks.first_pass(lambda part: advance(masks.bytes_of[part.name], "counting magnitudes"))
     for shard in waiting:
         facts = _write_shard(folder, shard, masks, lambda tensor: advance(tensor.nbytes, tensor.file.name))
-        record["shards"][shard.file.name] = facts
+        record["shards"][shard.file.name] = _finite(facts)
         record["notes"] = sorted({*record["notes"], *masks.notes})
         _save(folder, record)
 
@@ -214,13 +214,15 @@ def _write_shard(
     return facts
 
 
-def _save(folder: Path, record: Facts) -> None:
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: finite(part) for name, part in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(value: Any) -> Any:
+    """As JSON will give it back: None for what is infinite."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    write_atomically(folder / RECORD, json.dumps(finite(record), indent=1) + "\n")
+
+def _save(folder: Path, record: Facts) -> None:
+    write_atomically(folder / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def _finish(folder: Path, record: Facts, stored: StoredCheckpoint, chosen: Sequence[StoredTensor]) -> None:
@@ -242,60 +244,9 @@ def _finish(folder: Path, record: Facts, stored: StoredCheckpoint, chosen: Seque
         "kept": kept,
         "sparsity": 1 - kept / size,
         "sparsity_of_all": (size - kept) / parameters,
-        "ir": overall_ir(size - kept, moved),
+        "ir": _finite(overall_ir(size - kept, moved)),
         "swapped": moved / max(kept, 1),
     }
     record["finished"] = True
     write_atomically(folder / CARD, checkpoint_card(record, of_all, transformers="config.json" in stored.files))
     _save(folder, record)
-
-
-def checkpoint_card(record: Facts, of_all: Mapping[str, Facts], *, transformers: bool) -> str:
-    """The model card, ``README.md``: what was done, to which tensors, and what was not."""
-    name, totals, settings = record["source"]["name"], record["totals"], record["settings"]
-    front: dict[str, Any] = {"library_name": "transformers" if transformers else "pytorch"}
-    front |= {"base_model": name} if "/" in name and HUB_ID.fullmatch(name) else {}
-    front["tags"] = ["pruning", "sparsity", "randprune-lab"]
-    head = "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---"])
-    kind = f"random mask no. {settings['candidate']}" if settings["candidate"] else "plain magnitude mask"
-    left = totals["parameters"] - totals["prunable"] + totals["kept"]
-    quantized = f", {totals['quantized']} of them quantized" if totals["quantized"] else ""
-    dense = f"{totals['prunable'] / totals['kept']:.1f}x" if totals["kept"] else "nothing is left"
-    rows = "\n".join(
-        f"| `{label}` | {facts['size']:,} | {facts['kept']:,} | {1 - facts['kept'] / facts['size']:.4f} "
-        f"| {facts['swapped']:.2%} |"
-        for label, facts in of_all.items()
-    )
-    told = [f"- {key}: `{_plain(value)}`" for key, value in settings.items()]
-    told += ["- made with: " + ", ".join(f"{key} {value}" for key, value in record["made_with"].items())]
-    lines = "\n".join([*told, *(f"- note: {note}" for note in record["notes"])])
-    return f"""{head}
-
-# {name}, masked to sparsity {totals["sparsity"]:.4g}
-
-A {kind} was applied with RandPrune Lab (arXiv 2310.13183). Of {totals["prunable"]:,} prunable weights in \
-{totals["tensors"]} tensors {totals["kept"]:,} are kept: sparsity {totals["sparsity"]:.4f}, {dense}. Of all \
-{totals["parameters"]:,} parameters {left:,} are left: sparsity {totals["sparsity_of_all"]:.4f}. \
-{totals["left_alone"]} tensors were left alone{quantized}. Introduced randomness ir {totals["ir"]:.4g}; \
-{totals["swapped"]:.2%} of the kept weights are others than the plain mask keeps.
-
-> **What this is not.** No fine-tuning happened: the weights that are kept have their old values, and the model does \
-worse than before, at high sparsity far worse. Nor is it smaller or faster: pruned weights are stored as zeros, in \
-tensors of their usual names, shapes and types. The licence is that of the model it was made from.
-
-## Settings
-
-{lines}
-
-## Tensors
-
-swapped: the share of the kept weights that the plain mask would prune. More in `mask.json`.
-
-| tensor | weights | kept | sparsity | swapped |
-| --- | --- | --- | --- | --- |
-{rows}
-"""
-
-
-def _plain(value: object) -> str:
-    return ", ".join(value) if isinstance(value, list) else "none" if value is None else str(value)

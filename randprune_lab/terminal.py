@@ -248,24 +248,24 @@ def print_masked(folder: Path, record: Mapping[str, Any], seconds: float, peak: 
     """The tensors of a checkpoint that was masked; ``record`` is the content of its mask.json."""
     totals = record["totals"]
     tensors = {name: facts for shard in record["shards"].values() for name, facts in shard.items()}
-    drawn = [name for name in ("samples", "power") if any(name in facts for facts in tensors.values())]
+    drawn = record["settings"]["candidate"] > 0
     cells = [
         [
             name,
             f"{facts['size']:,}",
             f"{facts['kept']:,}",
             "-" if facts["threshold"] is None else f"{facts['threshold']:.4g}",
-            *(f"{facts[column]:,.4g}" for column in drawn),
-            *(["-" if facts.get("ir") is None else f"{facts['ir']:.5f}", f"{facts['swapped']:.2%}"] if drawn else []),
+            *([f"{facts['samples']:,}", f"{facts['power']:.4g}"] if drawn else []),
+            *([_shown_ir(facts.get("ir")), f"{facts['swapped']:.2%}"] if drawn else []),
         ]
         for name, facts in tensors.items()
     ]
-    columns = ["tensor", "weights", "kept", "tau", *({"samples": "M", "power": "T"}[name] for name in drawn)]
-    print_table(f"{record['source']['name']}, masked", [*columns, *(["ir", "swapped"] if drawn else [])], cells)
+    columns = ["tensor", "weights", "kept", "tau", *(["M", "T", "ir", "swapped"] if drawn else [])]
+    print_table(f"{record['source']['name']}, masked", columns, cells)
     say(
         f"{totals['kept']:,} of {totals['prunable']:,} prunable weights kept: sparsity {totals['sparsity']:.4f}, "
         f"of all {totals['parameters']:,} parameters {totals['sparsity_of_all']:.4f}"
-        + (f"; ir {totals['ir']:.5f}, swapped {totals['swapped']:.2%}." if drawn else ".")
+        + (f"; ir {_shown_ir(totals['ir'])}, swapped {totals['swapped']:.2%}." if drawn else ".")
     )
     quantized = f", {totals['quantized']} quantized ones" if totals["quantized"] else ""
     say(f"Left alone: {totals['left_alone']} tensors (embeddings, norms, heads and others{quantized}).")
@@ -273,6 +273,11 @@ def print_masked(folder: Path, record: Mapping[str, Any], seconds: float, peak: 
         say(f"note: {note}")
     memory = "" if peak is None else f", at most {peak / 1e9:.2f} GB of memory"
     say(f"{folder}: written in {seconds:.0f} s{memory}. Nothing was trained: fine-tune it before you judge it.")
+
+
+def _shown_ir(ir: float | None) -> str:
+    """None: infinite, or not known of this tensor alone."""
+    return "-" if ir is None else f"{ir:.5f}"
 
 
 def print_scaling(

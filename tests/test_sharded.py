@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -335,6 +336,16 @@ def test_all_else_stays_and_the_record_and_the_card_tell(bert, tmp_path):
             assert facts["kept"] == int((after[name] != 0).sum())
             assert facts["samples"] == 3
             assert 0 < facts["ir"] < 1
+
+
+def test_the_card_of_a_plain_mask_tells_of_no_randomness(tmp_path):
+    tensors = {f"layers.0.m{place}|x.weight": torch.randn(4, 4) for place in range(4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    masked(tmp_path / "model.safetensors", tmp_path / "out", sparsity=0.5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "plain magnitude mask was applied" in card
+    assert not re.search(r"\bir\b|random|swapped", card)
+    assert "| `layers.0.m3\\|x.weight` | 16 | 8 | 0.5000 |" in card  # a sign that would end the cell
 
 
 def test_every_type_keeps_its_own(tmp_path):
@@ -673,6 +684,25 @@ def test_the_command_masks_and_tells(command, bert, tmp_path):
     code, out, _ = command("mask", bert, "--sparsity", 0.5, "--out", tmp_path / "ir", "--target-ir", 0.02)
     assert code == 0
     assert "ir 0.0" in out
+
+
+def test_an_infinite_ir_is_told_alike_when_nothing_is_left_to_do(command, tmp_path):
+    """One weight of sixteen is pruned, another one than by the plain mask: no weight is pruned by both."""
+    save_file({"w.weight": torch.arange(1.0, 17).view(4, 4)}, tmp_path / "model.safetensors")
+    mask = ("mask", tmp_path / "model.safetensors", "--out", tmp_path / "out", "--sparsity", 1 / 16, "--power", 0)
+    first, again = (command(*mask, "--samples", 1) for _ in range(2))
+    assert (first[0], again[0]) == (0, 0)
+    assert first[1].partition("Left alone")[0] == again[1].partition("Left alone")[0]
+    assert "; ir -, swapped 6.67%." in first[1]
+    assert "randomness ir is infinite" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_many_draws_are_told_as_a_number_of_draws(command, tmp_path):
+    save_file({"w.weight": torch.arange(1.0, 17).view(4, 4)}, tmp_path / "model.safetensors")
+    mask = ("mask", tmp_path / "model.safetensors", "--out", tmp_path / "out", "--sparsity", 0.5)
+    code, out, _ = command(*mask, "--samples", 22500)
+    assert code == 0
+    assert "22,500" in out
 
 
 @pytest.mark.parametrize(
