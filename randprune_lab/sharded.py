@@ -10,25 +10,65 @@ import errno
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import filelock
+import pydantic
+from pydantic import Field
 from torch import Tensor
 
 from randprune_lab.bench import bench_device
 from randprune_lab.card import checkpoint_card, shown_name
-from randprune_lab.checks import keep_count
+from randprune_lab.checks import keep_count, problem_of
 from randprune_lab.files import free_disk, write_atomically
 from randprune_lab.shards import Shard, StoredCheckpoint, StoredTensor, copy_file, open_checkpoint, rewrite_shard
 from randprune_lab.stored_masks import Facts, MaskSettings, StoredMasks, overall_ir
 
 RECORD, CARD, DENSE_CARD, LOCK = "mask.json", "README.md", "README-before.md", ".mask.json.lock"
 BEFORE = {CARD: DENSE_CARD, RECORD: "mask-before.json"}  # files of the checkpoint that would stand in the way of ours
-PARTS = ("randprune-lab", "torch", "numpy")  # whose versions decide which random mask a seed gives
+PARTS = ("randprune-lab", "torch", "numpy", "scipy")  # whose versions decide which random mask a seed gives
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
 Tell = Callable[[int, int, str], object]
+
+
+class _TensorFacts(pydantic.BaseModel):
+    """What a record must tell of a tensor that is masked; ir and threshold are null where they are infinite."""
+
+    size: Annotated[int, Field(ge=1)]
+    kept: Annotated[int, Field(ge=1)]
+    moved: int
+    swapped: float
+    threshold: float | None
+
+
+class _Totals(pydantic.BaseModel):
+    """What it must tell of all together, once it is finished."""
+
+    tensors: int
+    left_alone: int
+    quantized: int
+    parameters: int
+    prunable: int
+    kept: int
+    sparsity: float
+    sparsity_of_all: float
+    ir: float | None
+    swapped: float
+
+
+class _Record(pydantic.BaseModel):
+    """What ``mask.json`` must hold for a later call to go on from it."""
+
+    settings: Facts
+    source: dict[str, str]
+    made_with: dict[str, str]
+    notes: list[str]
+    shards: dict[str, dict[str, _TensorFacts]]
+    finished: bool
+    totals: _Totals | None = None
 
 
 def mask_checkpoint(
@@ -71,15 +111,18 @@ def mask_checkpoint(
     _check_kept(chosen, settings)
     folder = Path(out)
     _check_out(Path(checkpoint), folder)
+    source = os.path.abspath(checkpoint) if Path(checkpoint).exists() else str(checkpoint)  # "." has no name
     identity = {
         "settings": settings.told(),
-        "source": {"name": shown_name(str(checkpoint)), "digest": stored.digest()},
+        "source": {"name": shown_name(source), "digest": stored.digest()},
         "made_with": {"device": where.type} | {name: importlib.metadata.version(name) for name in PARTS},
     }
     with _alone(folder):
         record = _begun(folder, identity)
-        waiting = [shard for name, shard in stored.shards.items() if not _is_done(folder, record, name, shard)]
-        if not waiting and record.get("finished"):
+        _remove_parts(folder, [*stored.shards, *stored.files])
+        names = {tensor.name for tensor in chosen}
+        waiting = [shard for shard in stored.shards.values() if not _is_done(folder, record, shard, names)]
+        if not waiting and record["finished"] and record.get("totals"):
             return record
         record = {**record, "finished": False}
         _check_disk(folder, waiting, stored.files)
@@ -142,31 +185,58 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _begun(folder: Path, identity: Facts) -> Facts:
-    """The record of what is done already; of a new folder an empty one."""
-    for left in (*folder.glob(".*.part"), *folder.glob(".*.tmp")):  # of a process that was killed
-        left.unlink()
+    """The record of what is done already; an empty one where nothing is, even if it was tried otherwise before."""
+    new = identity | {"notes": [], "shards": {}, "finished": False}
     path = folder / RECORD
     if not path.is_file():
-        return identity | {"notes": [], "shards": {}}
+        return new
     try:
-        record: Facts = json.loads(path.read_text())
-        differing = [name for name in identity if record[name] != identity[name]]
-        record["shards"].keys()
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f"{path}: is no record of randprune mask ({error!r}). Pass a new folder.") from error
-    if differing:
+        text = path.read_bytes()
+        _Record.model_validate_json(text)
+    except (pydantic.ValidationError, OSError) as error:
+        why = problem_of(error.errors()[0]) if isinstance(error, pydantic.ValidationError) else error
+        raise ValueError(f"{path}: is no record of randprune mask ({why}). Pass a new folder.") from error
+    record: Facts = json.loads(text)
+    differing = _differing(record, identity)
+    if differing and (record["shards"] or any(folder.glob("*.safetensors"))):
         what = {"settings": "other settings", "source": "another checkpoint, or it has changed since"}
         told = "; ".join(
             f"{what.get(name, 'other versions or another device')} ({record[name]}, now {identity[name]})"
             for name in differing
         )
         raise ValueError(f"{folder}: was begun with {told}. Pass a new folder.")
-    return record
+    return new if differing else record
 
 
-def _is_done(folder: Path, record: Facts, name: str, shard: Shard) -> bool:
-    path = folder / name
-    return name in record["shards"] and path.is_file() and path.stat().st_size == shard.length
+def _differing(record: Facts, identity: Facts) -> list[str]:
+    """What would let other bytes come out than those of ``record``.
+
+    A checkpoint may be called by another name, and the plain mask is the same whatever it is made with.
+    """
+    same = {
+        "settings": record["settings"] == identity["settings"],
+        "source": record["source"].get("digest") == identity["source"]["digest"],
+        "made_with": record["made_with"] == identity["made_with"] or not identity["settings"]["candidate"],
+    }
+    return [name for name in same if not same[name]]
+
+
+def _remove_parts(folder: Path, names: Iterable[str]) -> None:
+    """What a process that was killed had begun to write. Other files stay, whoever they are of."""
+    for name in names:
+        path = folder / BEFORE.get(name, name)
+        path.with_name(f".{path.name}.part").unlink(missing_ok=True)
+    for name in (RECORD, CARD):
+        for left in folder.glob(f".{name}.*.tmp"):
+            left.unlink()
+
+
+def _is_done(folder: Path, record: Facts, shard: Shard, chosen: set[str]) -> bool:
+    """It lies there, whole, and the facts of all its tensors that are masked are known."""
+    path = folder / shard.file.name
+    known = record["shards"].get(path.name)
+    masked = {tensor.name for tensor in shard.tensors} & chosen
+    return known is not None and known.keys() == masked and path.is_file() and path.stat().st_size == shard.length
 
 
 def _check_disk(folder: Path, waiting: Sequence[Shard], files: Mapping[str, Path]) -> None:

@@ -246,6 +246,14 @@ def bert(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def small_file(tmp_path) -> Path:
+    """Four matrices in one file; their names hold a sign that Markdown takes for the end of a cell."""
+    tensors = {f"layers.0.m{place}|x.weight": torch.randn(4, 4) for place in range(4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in read_tensors(file).items()}
 
@@ -338,14 +346,12 @@ def test_all_else_stays_and_the_record_and_the_card_tell(bert, tmp_path):
             assert 0 < facts["ir"] < 1
 
 
-def test_the_card_of_a_plain_mask_tells_of_no_randomness(tmp_path):
-    tensors = {f"layers.0.m{place}|x.weight": torch.randn(4, 4) for place in range(4)}
-    save_file(tensors, tmp_path / "model.safetensors")
-    masked(tmp_path / "model.safetensors", tmp_path / "out", sparsity=0.5)
+def test_the_card_of_a_plain_mask_tells_of_no_randomness(small_file, tmp_path):
+    masked(small_file, tmp_path / "out", sparsity=0.5)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "plain magnitude mask was applied" in card
     assert not re.search(r"\bir\b|random|swapped", card)
-    assert "| `layers.0.m3\\|x.weight` | 16 | 8 | 0.5000 |" in card  # a sign that would end the cell
+    assert "| `layers.0.m3\\|x.weight` | 16 | 8 | 0.5000 |" in card
 
 
 def test_every_type_keeps_its_own(tmp_path):
@@ -485,9 +491,77 @@ def test_begun_otherwise_is_refused(bert, tmp_path):
     shard.write_bytes(raw)
     with pytest.raises(ValueError, match="begun with another checkpoint, or it has changed since"):
         masked(source, out, sparsity=0.5)
-    (out / "mask.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: [record],
+        lambda record: record | {"source": "here"},
+        lambda record: {name: value for name, value in record.items() if name != "notes"},
+        lambda record: record | {"shards": {"model.safetensors": 3}},
+        lambda record: record | {"shards": {"model.safetensors": {"layers.0.m0.weight": {"size": 16}}}},
+        lambda record: record | {"totals": {"kept": 32}},
+    ],
+)
+def test_a_folder_with_another_kind_of_record_is_left_as_it_is(small_file, tmp_path, damage):
+    out = tmp_path / "out"
+    record = masked(small_file, out, sparsity=0.5)
+    (out / "mask.json").write_text(json.dumps(damage(record)))
+    (out / ".mine.part").write_text("somebody's")
+    (out / ".mine.tmp").write_text("somebody's")
+    before = content(out)
     with pytest.raises(ValueError, match="is no record of randprune mask"):
-        masked(source, out, sparsity=0.5)
+        masked(small_file, out, sparsity=0.5)
+    assert content(out) == before
+
+
+def test_what_a_killed_process_had_begun_goes_and_what_is_not_ours_stays(small_file, tmp_path):
+    out = tmp_path / "out"
+    masked(small_file, out, sparsity=0.5)
+    before = content(out)
+    for name in (".model.safetensors.part", ".mask.json.17-18.tmp", ".README.md.17-18.tmp"):
+        (out / name).touch()
+    (out / ".mine.part").touch()
+    masked(small_file, out, sparsity=0.5)
+    assert content(out) == before | {".mine.part": b""}
+
+
+def test_a_record_that_lacks_facts_is_completed(small_file, tmp_path):
+    out = tmp_path / "out"
+    record = masked(small_file, out, sparsity=0.5)
+    for lacking in ({"shards": {"model.safetensors": {}}}, {"totals": None}):
+        (out / "mask.json").write_text(json.dumps(record | lacking))
+        assert masked(small_file, out, sparsity=0.5) == record
+
+
+def test_what_failed_before_anything_was_written_may_be_tried_otherwise(tmp_path):
+    tensors = {f"layers.0.m{place}.weight": torch.randn(4, 4) for place in range(4)}
+    tensors["layers.0.m3.weight"][0, 0] = math.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="NaN"):
+        masked(tmp_path / "model.safetensors", tmp_path / "out", sparsity=0.5)
+    record = masked(tmp_path / "model.safetensors", tmp_path / "out", sparsity=0.5, exclude=("m3",))
+    assert record["totals"]["tensors"] == 3
+
+
+def test_a_checkpoint_is_the_same_by_any_path(bert, tmp_path, monkeypatch):
+    monkeypatch.chdir(bert)
+    record = masked(Path("."), tmp_path / "out", sparsity=0.5)
+    assert "# bert, masked" in (tmp_path / "out" / "README.md").read_text()
+    assert masked(bert, tmp_path / "out", sparsity=0.5) == record
+    shutil.copytree(bert, tmp_path / "copy")
+    assert masked(tmp_path / "copy", tmp_path / "out", sparsity=0.5) == record
+
+
+def test_versions_count_for_random_masks_only(small_file, tmp_path, monkeypatch):
+    for candidate in (0, 1):
+        record = masked(small_file, tmp_path / f"{candidate}", sparsity=0.5, candidate=candidate)
+        assert {"torch", "numpy", "scipy"} < record["made_with"].keys()
+    monkeypatch.setattr(sharded, "PARTS", ("torch",))
+    masked(small_file, tmp_path / "0", sparsity=0.5)
+    with pytest.raises(ValueError, match="begun with other versions or another device"):
+        masked(small_file, tmp_path / "1", sparsity=0.5, candidate=1)
 
 
 # Bad input
