@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,15 +62,21 @@ def mask(
         settings.setdefault("candidate", 1)
     settings |= {"sparsity": sparsity, "scope": scope, "seed": seed, "include": include, "exclude": exclude}
     began = time.monotonic()
+    steps: list[str] = []  # empty: there was nothing left to do
     with Display(0, quiet=as_json) as display:
-        record = mask_checkpoint(
-            checkpoint, out, MaskSettings.model_validate(settings), device=device, tell=_shown(display)
-        )
+
+        def show(done: int, of: int, doing: str) -> None:
+            steps.append(doing)
+            display.progress.update(
+                display.bar, description=f"{doing}, MB", completed=done // 10**6, total=max(of // 10**6, 1)
+            )
+
+        record = mask_checkpoint(checkpoint, out, MaskSettings.model_validate(settings), device=device, tell=show)
     seconds = time.monotonic() - began
     if as_json:
         print_json({"folder": str(out), **record, "seconds": seconds, "peak_memory": peak_memory()})
     else:
-        print_masked(out, record, seconds, peak_memory())
+        print_masked(out, record, seconds if steps else None, peak_memory())
 
 
 def _randomness(samples: int | None, target_ir: float | None, ratio: float | None, schedule: str | None) -> str | None:
@@ -87,13 +92,6 @@ def _randomness(samples: int | None, target_ir: float | None, ratio: float | Non
     if by_ratio:
         return check_option("schedule", schedule or "decrease", RATIO_SCHEDULES)
     return "target_ir" if target_ir is not None else None if samples is None else "fixed"
-
-
-def _shown(display: Display) -> Callable[[int, int, str], None]:
-    """Megabytes done, on the bar."""
-    return lambda done, of, doing: display.progress.update(
-        display.bar, description=f"{doing}, MB", completed=done // 10**6, total=max(of // 10**6, 1)
-    )
 
 
 def peak_memory() -> int | None:

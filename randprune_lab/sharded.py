@@ -88,14 +88,14 @@ def mask_checkpoint(
     weights in all.
 
     Killed anywhere and called again with the same arguments, it goes on after the last whole shard, and the files come
-    out the same; once finished, it does nothing.
+    out the same; once finished, it does nothing but replace what has been lost since.
 
     Args:
         checkpoint: a folder with safetensors, a ``.safetensors`` file, or a Hub id.
         out: a folder that is empty or not yet there, or that an earlier call began.
         settings: which mask.
         device: "cpu" or "cuda", where masks are worked out. A seed gives other random masks on each.
-        tell: hears how many of how many bytes are done, and what is being done.
+        tell: hears how many of how many bytes are done, and what is being done; nothing where all is done already.
 
     Returns:
         The content of ``mask.json``: settings, facts of each tensor (size, kept, threshold, samples M, power T, ir,
@@ -119,10 +119,11 @@ def mask_checkpoint(
     }
     with _alone(folder):
         record = _begun(folder, identity)
-        _remove_parts(folder, [*stored.shards, *stored.files])
+        _remove_parts(folder, [*stored.shards, *_copies(stored)])
         names = {tensor.name for tensor in chosen}
         waiting = [shard for shard in stored.shards.values() if not _is_done(folder, record, shard, names)]
-        if not waiting and record["finished"] and record.get("totals"):
+        complete = all((folder / name).is_file() for name in (*_copies(stored), CARD))
+        if complete and not waiting and record["finished"] and record.get("totals"):
             return record
         record = {**record, "finished": False}
         _check_disk(folder, waiting, stored.files)
@@ -224,7 +225,7 @@ def _differing(record: Facts, identity: Facts) -> list[str]:
 def _remove_parts(folder: Path, names: Iterable[str]) -> None:
     """What a process that was killed had begun to write. Other files stay, whoever they are of."""
     for name in names:
-        path = folder / BEFORE.get(name, name)
+        path = folder / name
         path.with_name(f".{path.name}.part").unlink(missing_ok=True)
     for name in (RECORD, CARD):
         for left in folder.glob(f".{name}.*.tmp"):
@@ -265,6 +266,7 @@ def _write_shards(folder: Path, record: Facts, waiting: Sequence[Shard], masks: 
         record["shards"][shard.file.name] = _finite(facts)
         record["notes"] = sorted({*record["notes"], *masks.notes})
         _save(folder, record)
+    advance(0, "what lies beside")
 
 
 def _write_shard(
@@ -295,11 +297,16 @@ def _save(folder: Path, record: Facts) -> None:
     write_atomically(folder / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
+def _copies(stored: StoredCheckpoint) -> dict[str, Path]:
+    """What lies beside the weights, by its name in the new folder; of a card and the one before it, the newer."""
+    older = {before for name, before in BEFORE.items() if name in stored.files}
+    return {BEFORE.get(name, name): path for name, path in stored.files.items() if name not in older}
+
+
 def _finish(folder: Path, record: Facts, stored: StoredCheckpoint, chosen: Sequence[StoredTensor]) -> None:
     """All that is no weight: what lay beside them, the card, the totals."""
-    for name, path in stored.files.items():
-        if name != DENSE_CARD or CARD not in stored.files:  # of two cards of before the newer is kept
-            copy_file(path, folder / BEFORE.get(name, name))
+    for name, path in _copies(stored).items():
+        copy_file(path, folder / name)
     of_all = {name: facts for shard in record["shards"].values() for name, facts in shard.items()}
     of_all = {tensor.name: of_all[tensor.name] for tensor in chosen}
     size, kept, moved = (sum(facts[name] for facts in of_all.values()) for name in ("size", "kept", "moved"))

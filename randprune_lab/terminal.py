@@ -244,8 +244,15 @@ def print_sizes(sizes: PackedSizes, target: Path) -> None:
     )
 
 
-def print_masked(folder: Path, record: Mapping[str, Any], seconds: float, peak: int | None) -> None:
-    """The tensors of a checkpoint that was masked; ``record`` is the content of its mask.json."""
+def print_masked(folder: Path, record: Mapping[str, Any], seconds: float | None, peak: int | None) -> None:
+    """The tensors of a checkpoint that was masked.
+
+    Args:
+        folder: where it lies.
+        record: the content of its mask.json.
+        seconds: that writing took; None: all was there already.
+        peak: bytes of memory that were held; None: not known.
+    """
     totals = record["totals"]
     tensors = {name: facts for shard in record["shards"].values() for name, facts in shard.items()}
     drawn = record["settings"]["candidate"] > 0
@@ -272,7 +279,8 @@ def print_masked(folder: Path, record: Mapping[str, Any], seconds: float, peak: 
     for note in record["notes"]:
         say(f"note: {note}")
     memory = "" if peak is None else f", at most {peak / 1e9:.2f} GB of memory"
-    say(f"{folder}: written in {seconds:.0f} s{memory}. Nothing was trained: fine-tune it before you judge it.")
+    how = "was there already, nothing was written" if seconds is None else f"written in {seconds:.0f} s{memory}"
+    say(f"{folder}: {how}. Nothing was trained: fine-tune it before you judge it.")
 
 
 def _shown_ir(ir: float | None) -> str:
