@@ -133,7 +133,7 @@ class StoredMasks:
             facts = self._randomness(whole.size, name, lambda: whole)
             curve = KeepCurve.of(whole, settings.sparsity, **facts, reach=settings.reach)
         seeds = (settings.seed, STAGE, settings.candidate)
-        mask = vector_mask(parts, of_parts, curve, keep_count(whole.size, settings.sparsity), seeds)
+        mask = vector_mask(parts, of_parts, curve, keep_count(whole.size, settings.sparsity), seeds, name)
         return mask, {"threshold": mask.plain.magnitude, **facts}
 
     def _randomness(self, size: int, name: str, histogram: Callable[[], MagnitudeHistogram]) -> Facts:

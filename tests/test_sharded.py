@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small import read_tensors
 
-from randprune_lab import pieces, sharded
+from randprune_lab import pieces, sharded, stored_masks
 from randprune_lab.config import RunConfig
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.keepcurve import KeepCurve
@@ -305,6 +305,16 @@ def test_a_random_mask_of_all_tensors_together_keeps_exactly_as_many(bert, tmp_p
     assert record["totals"]["ir"] == pytest.approx(introduced_randomness(ours, plain))
     expected = KeepCurve.of(flat, 0.7, samples=3, reach=1.5).expected_ir
     assert record["totals"]["ir"] == pytest.approx(expected, rel=0.2)  # one draw
+
+
+def test_tensors_that_are_masked_by_pieces_are_masked_independently(tmp_path, monkeypatch):
+    """Four times the same weights: with one stream for all, as many of each magnitude would be kept of each."""
+    monkeypatch.setattr(stored_masks, "WHOLE", 0)
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    save_file({f"layers.0.m{place}.weight": weight.clone() for place in range(4)}, tmp_path / "model.safetensors")
+    masked(tmp_path / "model.safetensors", tmp_path / "out", sparsity=0.5, candidate=1, samples=1)
+    kept = [tuple(after.abs().float().histc(50).tolist()) for after in tensors_of(tmp_path / "out").values()]
+    assert len(set(kept)) == 4
 
 
 def test_it_loads_as_any_model_does(bert, tmp_path):
