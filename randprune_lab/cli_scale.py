@@ -15,7 +15,12 @@ def mask(
     checkpoint: Annotated[str, typer.Argument(help="A folder or file of safetensors, or a Hub id.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     sparsity: Annotated[float, typer.Option(help="Share of the weights that is removed, in [0, 1).")],
-    scope: Annotated[str, typer.Option(help="layer: each tensor by itself; global: all as one vector.")] = "layer",
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="layer: each tensor by itself; global: all as one vector (a random one: of up to 260 billion weights)."
+        ),
+    ] = "layer",
     samples: Annotated[int | None, typer.Option(help="A random mask of M draws.")] = None,
     target_ir: Annotated[
         float | None, typer.Option(help="A random mask of this ir, through T; M is --samples.")

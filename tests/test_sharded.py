@@ -752,6 +752,11 @@ def test_a_hub_id_is_fetched_without_pickles(bert, tmp_path, monkeypatch):
 # The command
 
 
+def test_the_help_names_the_largest_vector(command):
+    _, out, _ = command("mask", "--help")
+    assert "260 billion" in " ".join(re.sub("[│|]", " ", out).split())
+
+
 def test_the_command_masks_and_tells(command, bert, tmp_path):
     code, out, err = command("mask", bert, "--sparsity", 0.5, "--out", tmp_path / "plain")
     assert (code, err) == (0, "")
