@@ -313,8 +313,8 @@ def print_scaling(
     columns = ("weights", "tensors", "first, s", "next, s", "ns a weight", "extra MB", "bytes a weight", "repeats")
     print_table(title, columns, cells)
     say(
-        "s: of processor time on a CPU. extra: memory at the peak beyond the weights of the one tensor that is there "
-        "at a time."
+        "s: of processor time on a CPU, the median of so many repeats (the largest sizes have one). extra: memory at "
+        "the peak beyond the weights of the one tensor that is there at a time, from a million on."
     )
     for size in left_out:
         say(f"left out: {size:,} weights do not fit into the free memory.")
@@ -322,10 +322,11 @@ def print_scaling(
         larger = ", ".join(
             f"{seconds:,.0f} s for {size / 1e9:g} billion" for size, seconds in line.extrapolated.items()
         )
+        bound = f" ({line.bound} that, if this power holds on)" if line.bound else ""
         say(
             f"{name}: seconds grow with the power {line.slope:.3f} of the weights (95 % interval {line.low:.3f} to "
             f"{line.high:.3f}, from a million on); {line.seconds_per_billion:.3g} s for a billion. An extrapolation, "
-            f"in proportion: {larger}."
+            f"in proportion{bound}: {larger}."
         )
     if workers:
         alone = workers[0].per_second / workers[0].workers
