@@ -18,7 +18,7 @@ def mask(
     scope: Annotated[
         str,
         typer.Option(
-            help="layer: each tensor by itself; global: all as one vector (a random one: of up to 260 billion weights)."
+            help="layer: each tensor by itself; global: all as one vector (at random: up to some 260 billion weights)."
         ),
     ] = "layer",
     samples: Annotated[int | None, typer.Option(help="A random mask of M draws.")] = None,
