@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from small import read_tensors
 
 from randprune_lab import pieces, sharded, stored_masks
+from randprune_lab.cli_scale import peak_memory
 from randprune_lab.config import RunConfig
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.keepcurve import KeepCurve
@@ -750,6 +751,14 @@ def test_a_hub_id_is_fetched_without_pickles(bert, tmp_path, monkeypatch):
 
 
 # The command
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere nothing but getrusage tells")
+def test_the_peak_of_memory_is_not_that_of_whoever_started_the_command():
+    """It was: a process of half a gigabyte, such as this one, put its own peak under every mask."""
+    code = "from randprune_lab.cli_scale import peak_memory; print(peak_memory())"
+    peak = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert 1e6 < peak < peak_memory() / 2
 
 
 def test_the_help_names_the_largest_vector(command):
