@@ -1,15 +1,15 @@
-"""The model card of a finished run: the ``README.md`` of its ``model/`` folder in the Hub's form, from its events.
+"""Model cards, ``README.md`` in the Hub's form: of a finished run's network, and of a checkpoint that was masked.
 
-It names nobody's folders: of a local model or data set only the last part of its path is told.
+They name nobody's folders: of a local model or data set only the last part of its path is told.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from randprune_lab.benefit import Benefit, benefit_sentences
 from randprune_lab.config import DYNAMIC, HUB, OBJECT, RunConfig
@@ -17,6 +17,7 @@ from randprune_lab.events import DenseFinished, Event, MaskChosen, RunStarted, S
 from randprune_lab.models import MODELS
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+TAGS = ["pruning", "sparsity", "randprune-lab"]
 HUB_METRICS = {"matthews": "matthews_correlation", "spearman": "spearmanr", "pearson": "pearsonr"}
 EventT = TypeVar("EventT", bound=Event)
 # Settings that are named where somebody changed them.
@@ -75,7 +76,10 @@ def _front_matter(config: RunConfig, started: RunStarted, auto_class: str | None
     if _has_dataset(config) and _is_hub_id(config.dataset):
         fields["datasets"] = [config.dataset]
     fields["metrics"] = [HUB_METRICS.get(started.metric, started.metric)]
-    fields["tags"] = ["pruning", "sparsity", "randprune-lab"]
+    return _yaml(fields | {"tags": TAGS})
+
+
+def _yaml(fields: Mapping[str, str | list[str]]) -> str:
     return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in fields.items()), "---"])
 
 
@@ -194,7 +198,7 @@ def _randomness(config: RunConfig) -> list[str]:
 
 
 def _plain(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, tuple | list) else "none" if value is None else str(value)
     return f"`{text}`"
 
 
@@ -231,3 +235,63 @@ def _loading(config: RunConfig, auto_class: str | None) -> str:
         code = code.replace("\n\n", f"\nfrom randprune_lab.models import build_model\n\n{build}")
     text = f"```python\n{code}\n```"
     return f"`model` is the network that was given from Python.\n\n{text}" if config.model == OBJECT else text
+
+
+def checkpoint_card(record: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Any]], *, transformers: bool) -> str:
+    """``README.md`` of a checkpoint that ``randprune mask`` wrote: what was done, to which tensors, and what was not.
+
+    Args:
+        record: the content of its ``mask.json``.
+        tensors: the facts of each tensor that was pruned, in order.
+        transformers: it has a configuration, by which transformers loads it.
+    """
+    name, totals = record["source"]["name"], record["totals"]
+    fields: dict[str, str | list[str]] = {"library_name": "transformers" if transformers else "pytorch"}
+    if "/" in name and HUB_ID.fullmatch(name):
+        fields["base_model"] = name
+    settings = [f"- {key}: {_plain(value)}" for key, value in record["settings"].items()]
+    settings.append("- made with: " + ", ".join(f"{key} {value}" for key, value in record["made_with"].items()))
+    head, rows = ["tensor", "weights", "kept", "sparsity"], []
+    for label, facts in tensors.items():
+        size, kept = facts["size"], facts["kept"]
+        rows.append([f"`{label}`", f"{size:,}", f"{kept:,}", f"{1 - kept / size:.4f}"])
+    swapped = ""
+    if record["settings"]["candidate"]:
+        head.append("swapped")
+        rows = [[*row, f"{facts['swapped']:.2%}"] for row, facts in zip(rows, tensors.values(), strict=True)]
+        swapped = "swapped: the share of the kept weights that the plain mask would prune. "
+    parts = [
+        _yaml(fields | {"tags": TAGS}),
+        f"# {name}, masked to sparsity {totals['sparsity']:.4g}",
+        _masking(record),
+        "> **What this is not.** No fine-tuning happened: the weights that are kept have their old values, and the "
+        "model does worse than before, at high sparsity far worse. Nor is it smaller or faster: pruned weights are "
+        "stored as zeros, in tensors of their usual names, shapes and types. The licence is that of the model it was "
+        "made from.",
+        "## Settings",
+        "\n".join([*settings, *(f"- note: {note}" for note in record["notes"])]),
+        "## Tensors",
+        f"{swapped}More in `mask.json`.",
+        _table(head, rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _masking(record: Mapping[str, Any]) -> str:
+    totals, candidate = record["totals"], record["settings"]["candidate"]
+    left = totals["parameters"] - totals["prunable"] + totals["kept"]
+    quantized = f", {totals['quantized']} of them quantized" if totals["quantized"] else ""
+    text = (
+        f"A {f'random mask no. {candidate}' if candidate else 'plain magnitude mask'} was applied with RandPrune Lab "
+        f"(arXiv 2310.13183). Of {totals['prunable']:,} prunable weights in {totals['tensors']} tensors "
+        f"{totals['kept']:,} are kept: sparsity {totals['sparsity']:.4f}, {totals['prunable'] / totals['kept']:.1f}x. "
+        f"Of all {totals['parameters']:,} parameters {left:,} are left: sparsity {totals['sparsity_of_all']:.4f}. "
+        f"{totals['left_alone']} tensors were left alone{quantized}."
+    )
+    if not candidate:
+        return text
+    ir = "is infinite" if totals["ir"] is None else f"{totals['ir']:.4g}"
+    return (
+        f"{text} Introduced randomness ir {ir}; {totals['swapped']:.2%} of the kept weights are others than the plain "
+        "mask keeps."
+    )

@@ -73,10 +73,10 @@ def _scaling(chart: Path | None, *, device: str, repeats: int, asked: bool, as_j
     where = bench_device(device)
     with Display(0, quiet=as_json) as display:
         rows, left_out = scaling_table(repeats=repeats, device=where, tell=display.runs_done)
+        weights = [row.weights for row in rows]
+        fits = {FIRST: fit(weights, [row.first for row in rows]), NEXT: fit(weights, [row.following for row in rows])}
         workers = throughput(tell=display.runs_done)
         studies = study_times(tell=display.runs_done)
-    weights = [row.weights for row in rows]
-    fits = {FIRST: fit(weights, [row.first for row in rows]), NEXT: fit(weights, [row.following for row in rows])}
     if chart is not None:
         save_svg(scaling_chart(rows, workers, studies), chart)
     if as_json:
@@ -88,7 +88,7 @@ def _scaling(chart: Path | None, *, device: str, repeats: int, asked: bool, as_j
             | {"studies": [dataclasses.asdict(row) for row in studies]}
         )
     else:
-        title = f"random masks, sparsity 0.9375, sr = 5e-5, T = 5, no reach ({device}, one thread, medians)"
+        title = f"random masks, sparsity 0.9375, sr = 5e-5, T = 5, no reach ({device}, one thread, median of `repeats`)"
         print_scaling(title, rows, left_out, fits, workers, studies)
 
 

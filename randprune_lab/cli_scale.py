@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,12 @@ def mask(
     checkpoint: Annotated[str, typer.Argument(help="A folder or file of safetensors, or a Hub id.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     sparsity: Annotated[float, typer.Option(help="Share of the weights that is removed, in [0, 1).")],
-    scope: Annotated[str, typer.Option(help="layer: each tensor by itself; global: all as one vector.")] = "layer",
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="layer: each tensor by itself; global: all as one vector (at random: up to some 260 billion weights)."
+        ),
+    ] = "layer",
     samples: Annotated[int | None, typer.Option(help="A random mask of M draws.")] = None,
     target_ir: Annotated[
         float | None, typer.Option(help="A random mask of this ir, through T; M is --samples.")
@@ -63,15 +68,21 @@ def mask(
         settings.setdefault("candidate", 1)
     settings |= {"sparsity": sparsity, "scope": scope, "seed": seed, "include": include, "exclude": exclude}
     began = time.monotonic()
+    steps: list[str] = []  # empty: there was nothing left to do
     with Display(0, quiet=as_json) as display:
-        record = mask_checkpoint(
-            checkpoint, out, MaskSettings.model_validate(settings), device=device, tell=_shown(display)
-        )
+
+        def show(done: int, of: int, doing: str) -> None:
+            steps.append(doing)
+            display.progress.update(
+                display.bar, description=f"{doing}, MB", completed=done // 10**6, total=max(of // 10**6, 1)
+            )
+
+        record = mask_checkpoint(checkpoint, out, MaskSettings.model_validate(settings), device=device, tell=show)
     seconds = time.monotonic() - began
     if as_json:
         print_json({"folder": str(out), **record, "seconds": seconds, "peak_memory": peak_memory()})
     else:
-        print_masked(out, record, seconds, peak_memory())
+        print_masked(out, record, seconds if steps else None, peak_memory())
 
 
 def _randomness(samples: int | None, target_ir: float | None, ratio: float | None, schedule: str | None) -> str | None:
@@ -89,15 +100,12 @@ def _randomness(samples: int | None, target_ir: float | None, ratio: float | Non
     return "target_ir" if target_ir is not None else None if samples is None else "fixed"
 
 
-def _shown(display: Display) -> Callable[[int, int, str], None]:
-    """Megabytes done, on the bar."""
-    return lambda done, of, doing: display.progress.update(
-        display.bar, description=f"{doing}, MB", completed=done // 10**6, total=max(of // 10**6, 1)
-    )
-
-
 def peak_memory() -> int | None:
     """The most memory that this process has held, in bytes; None where the system does not tell (Windows)."""
+    # On Linux from /proc: a process that another one started begins with the other's peak in what getrusage tells.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     try:
         import resource
     except ImportError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,8 @@ DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 }
 # Never copied: pickles, which can run any code, and the same weights in other formats, which would save nothing.
-LEFT_OUT = (*PICKLES, ".joblib", ".h5", ".msgpack", ".index.json")
+LEFT_OUT = (*PICKLES, ".joblib", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite", ".npz")
+OF_TRAINING = "checkpoint-*/*"  # weights from the middle of a training, where transformers' Trainer puts them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,11 +235,17 @@ def _remove(target: Path, files: list[Path], *, also_target: bool) -> None:
 
 
 def _other_files(source: Path) -> Iterator[Path]:
-    """What lies beside the weights in a model's folder, hidden files left out; paths relative to it."""
+    """What lies beside the weights in a model's folder and belongs to it; paths relative to it."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
             relative = path.relative_to(source)
-            hidden = any(part.startswith(".") for part in relative.parts)
-            packed = path.parent == source and path.suffix == ".safetensors"
-            if path.is_file() and not (hidden or packed or path.name.lower().endswith(LEFT_OUT)):
+            packed = path.parent == source and path.name.endswith((".safetensors", ".safetensors.index.json"))
+            if path.is_file() and belongs(relative) and not packed:
                 yield relative
+
+
+def belongs(path: Path) -> bool:
+    """Whether a file goes along, by its path in the model's folder: neither hidden nor of another set of weights."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    other = path.name.lower().removesuffix(".index.json").endswith(LEFT_OUT)
+    return not (hidden or other or fnmatch.fnmatch(path.as_posix(), OF_TRAINING))

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from randprune_lab.histogram import INFINITY_BIN, MagnitudeHistogram, bin_magnitudes, magnitude_bins
 from randprune_lab.keepcurve import KeepCurve
+from randprune_lab.masks import EVERYTHING
 from randprune_lab.sampling import candidate_generator, seed_of
 
 PLACE_BITS = 22
@@ -246,6 +247,7 @@ def vector_mask(
     curve: KeepCurve | None,
     keep: int,
     seeds: tuple[int, int, int] = (0, 1, 0),
+    name: str = EVERYTHING,
 ) -> VectorMask:
     """The plain mask that keeps ``keep`` of the vector, or a random one of the law ``curve`` (ties at random).
 
@@ -255,6 +257,7 @@ def vector_mask(
         curve: built from ``merged(of_parts)``, its keep is ``keep``; None: the plain mask.
         keep: weights that are kept, of all parts together.
         seeds: seed, stage, candidate; each part draws from its own stream.
+        name: of the vector, which has a stream of its own, too. A tensor that is one by itself: the tensor's.
 
     Raises:
         ValueError: more than 10**9 weights share a bin in which chance decides.
@@ -274,7 +277,7 @@ def vector_mask(
             f"{whole.max():,} weights have the same magnitude: random masks by pieces go up to 10**9 of them. "
             "Use scope layer, or a plain mask."
         )
-    numbers = np.random.default_rng(seed_of(*seeds, "*"))
+    numbers = np.random.default_rng(seed_of(*seeds, "vector", name))
     chance = curve.probabilities[inside].clip(1e-15, 1 - 1e-15)
     rest = _among_largest_keys(np.log(chance / (1 - chance)), whole, keep - curve.histogram.count_above(high), numbers)
     taken = {}

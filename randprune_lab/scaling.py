@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import scipy
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from randprune_lab.bench import SAMPLING_RATIO, SPARSITY, extra_memory
 from randprune_lab.config import RunConfig
 from randprune_lab.engine import prune
 from randprune_lab.events import CandidateScored
+from randprune_lab.executors import free_memory
 from randprune_lab.processes import in_processes
 from randprune_lab.sampling import candidate_generator, mask_sampler
 from randprune_lab.schedules import samples_for_ratio
@@ -75,7 +75,7 @@ class Fit:
     Attributes:
         slope, low, high: the exponent and its 95 % interval (least squares, Student's t).
         seconds_per_billion: at the largest size measured, scaled to 10**9 weights.
-        extrapolated: weights -> seconds, in proportion to the largest size measured.
+        extrapolated: weights -> seconds, in proportion to the largest size measured: a bound where ``bound`` says so.
     """
 
     slope: float
@@ -83,6 +83,11 @@ class Fit:
     high: float
     seconds_per_billion: float
     extrapolated: dict[int, float]
+
+    @property
+    def bound(self) -> str:
+        """What proportion gives where the interval excludes it: "at most" or "at least" so much; else ""."""
+        return "at most" if self.high < 1 else "at least" if self.low > 1 else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +116,9 @@ def scaling_table(
     """Measure random masks (fast sampler, sparsity 0.9375, sr = 5e-5, T = 5, no reach) of normal weights.
 
     Args:
-        sizes: numbers of weights; above 10**8 as so many tensors, one after another, as a model's layers come.
+        sizes: numbers of weights; above 10**8 as several tensors, one after another, as a model's layers come.
         repeats: of the small sizes; of the large ones fewer, one at least.
-        device: memory is measured on the CPU only.
+        device: memory is measured on the CPU only, from 10**6 weights on.
         tell: hears how many of how many sizes are done.
 
     Returns:
@@ -123,7 +128,7 @@ def scaling_table(
     with using_threads(1):
         for done, size in enumerate(sizes):
             tell(done, len(sizes))
-            if NEEDED * 4 * min(size, LARGEST) > psutil.virtual_memory().available:
+            if NEEDED * 4 * min(size, LARGEST) > free_memory(torch.device(device)):
                 left_out.append(size)
             else:
                 rows.append(_measured(size, max(1, min(repeats, MEASURED_OFTEN // size)), torch.device(device)))

@@ -18,10 +18,11 @@ def scaling_sentence(rows: Sequence[Scale]) -> str:
     last = rows[-1]
     line = fit([row.weights for row in rows], [row.first for row in rows])
     larger = " and ".join(f"{seconds:,.0f} s for {size:.0e}" for size, seconds in line.extrapolated.items())
+    bound = f" ({line.bound} that)" if line.bound else ""
     return (
         f"A first random mask of {last.weights:,} weights takes {last.first:.3g} s, each further candidate "
         f"{last.following:.3g} s. From {FIT_FROM:,} weights on time grows with the power {line.slope:.2f} of their "
-        f"number ({line.low:.2f} to {line.high:.2f}). Extrapolated: {larger} weights."
+        f"number ({line.low:.2f} to {line.high:.2f}). Extrapolated in proportion{bound}: {larger} weights."
     )
 
 
@@ -29,7 +30,9 @@ def scaling_chart(
     rows: Sequence[Scale], workers: Sequence[Throughput] = (), studies: Sequence[StudyTime] = ()
 ) -> alt.ConcatChart:
     """A panel each: a mask's time and memory against weights, candidates against workers, a study against its runs."""
-    panels = [_times(rows), _memory(rows)]
+    panels = [_times(rows)]
+    if memory := [row for row in rows if row.memory]:  # none of a GPU
+        panels.append(_memory(memory))
     if workers:
         points = [{"x": row.workers, "y": row.per_second} for row in workers]
         panels.append(_plain(points, "workers (processes of one thread)", "candidates judged a second"))
@@ -72,11 +75,7 @@ def _times(rows: Sequence[Scale]) -> alt.LayerChart:
 
 
 def _memory(rows: Sequence[Scale]) -> Any:
-    points = [
-        {"weights": row.weights // row.tensors, "MB": row.memory / 1e6}
-        for row in rows
-        if row.memory is not None and row.memory > 0
-    ]
+    points = [{"weights": row.weights // row.tensors, "MB": (row.memory or 0) / 1e6} for row in rows]
     return (
         of_rows(points)
         .mark_point(size=80, filled=True, opacity=1, color=BLUE)

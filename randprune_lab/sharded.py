@@ -6,27 +6,69 @@ Nothing is trained: the weights that a mask keeps stay as they are, the others b
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import filelock
+import pydantic
+from pydantic import Field
 from torch import Tensor
 
 from randprune_lab.bench import bench_device
-from randprune_lab.card import HUB_ID, shown_name
-from randprune_lab.checks import keep_count
+from randprune_lab.card import checkpoint_card, shown_name
+from randprune_lab.checks import keep_count, problem_of
 from randprune_lab.files import free_disk, write_atomically
 from randprune_lab.shards import Shard, StoredCheckpoint, StoredTensor, copy_file, open_checkpoint, rewrite_shard
 from randprune_lab.stored_masks import Facts, MaskSettings, StoredMasks, overall_ir
 
 RECORD, CARD, DENSE_CARD, LOCK = "mask.json", "README.md", "README-before.md", ".mask.json.lock"
 BEFORE = {CARD: DENSE_CARD, RECORD: "mask-before.json"}  # files of the checkpoint that would stand in the way of ours
-PARTS = ("randprune-lab", "torch", "numpy")  # whose versions decide which random mask a seed gives
+PARTS = ("randprune-lab", "torch", "numpy", "scipy")  # whose versions decide which random mask a seed gives
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
 Tell = Callable[[int, int, str], object]
+
+
+class _TensorFacts(pydantic.BaseModel):
+    """What a record must tell of a tensor that is masked; ir and threshold are null where they are infinite."""
+
+    size: Annotated[int, Field(ge=1)]
+    kept: Annotated[int, Field(ge=1)]
+    moved: int
+    swapped: float
+    threshold: float | None
+
+
+class _Totals(pydantic.BaseModel):
+    """What it must tell of all together, once it is finished."""
+
+    tensors: int
+    left_alone: int
+    quantized: int
+    parameters: int
+    prunable: int
+    kept: int
+    sparsity: float
+    sparsity_of_all: float
+    ir: float | None
+    swapped: float
+
+
+class _Record(pydantic.BaseModel):
+    """What ``mask.json`` must hold for a later call to go on from it."""
+
+    settings: Facts
+    source: dict[str, str]
+    made_with: dict[str, str]
+    notes: list[str]
+    shards: dict[str, dict[str, _TensorFacts]]
+    finished: bool
+    totals: _Totals | None = None
 
 
 def mask_checkpoint(
@@ -40,20 +82,20 @@ def mask_checkpoint(
     """Write a checkpoint with a mask applied into the folder ``out``, shard by shard.
 
     The mask is that of ``masks.stage_masks`` at stage 1 with the same settings (and of the explorer), bit for bit. Only
-    the random one of scope global, and of tensors above 2**26 weights, is another draw of the same law, since there no
+    the random one of scope global, and of tensors above 2**24 weights, is another draw of the same law, since there no
     sampler may see all weights at a time (see ``pieces``). It keeps exactly as many. In scope global all tensors are
     one vector in the checkpoint's order; the closed form that rules there is a few percent off below some 1,000
-    weights in all.
+    weights in all. Of each tensor its histogram is kept then: 70 KB at most in bfloat16, 2 MB in float32.
 
     Killed anywhere and called again with the same arguments, it goes on after the last whole shard, and the files come
-    out the same; once finished, it does nothing.
+    out the same; once finished, it does nothing but replace what has been lost since.
 
     Args:
         checkpoint: a folder with safetensors, a ``.safetensors`` file, or a Hub id.
         out: a folder that is empty or not yet there, or that an earlier call began.
         settings: which mask.
         device: "cpu" or "cuda", where masks are worked out. A seed gives other random masks on each.
-        tell: hears how many of how many bytes are done, and what is being done.
+        tell: hears how many of how many bytes are done, and what is being done; nothing where all is done already.
 
     Returns:
         The content of ``mask.json``: settings, facts of each tensor (size, kept, threshold, samples M, power T, ir,
@@ -61,7 +103,8 @@ def mask_checkpoint(
 
     Raises:
         ValueError: the checkpoint cannot be read, holds weights that are not finite or nothing to prune; ``out`` is
-            occupied, lies inside it, was begun otherwise, or cannot be written.
+            occupied, lies inside it, was begun otherwise, or cannot be written; more than 10**9 weights that one
+            random mask is drawn among have the same magnitude.
     """
     where = bench_device(device)
     stored = open_checkpoint(checkpoint)
@@ -69,15 +112,19 @@ def mask_checkpoint(
     _check_kept(chosen, settings)
     folder = Path(out)
     _check_out(Path(checkpoint), folder)
+    source = os.path.abspath(checkpoint) if Path(checkpoint).exists() else str(checkpoint)  # "." has no name
     identity = {
         "settings": settings.told(),
-        "source": {"name": shown_name(str(checkpoint)), "digest": stored.digest()},
+        "source": {"name": shown_name(source), "digest": stored.digest()},
         "made_with": {"device": where.type} | {name: importlib.metadata.version(name) for name in PARTS},
     }
     with _alone(folder):
         record = _begun(folder, identity)
-        waiting = [shard for name, shard in stored.shards.items() if not _is_done(folder, record, name, shard)]
-        if not waiting and record.get("finished"):
+        _remove_parts(folder, [*stored.shards, *_copies(stored)])
+        names = {tensor.name for tensor in chosen}
+        waiting = [shard for shard in stored.shards.values() if not _is_done(folder, record, shard, names)]
+        complete = all((folder / name).is_file() for name in (*_copies(stored), CARD))
+        if complete and not waiting and record["finished"] and record.get("totals"):
             return record
         record = {**record, "finished": False}
         _check_disk(folder, waiting, stored.files)
@@ -86,9 +133,8 @@ def mask_checkpoint(
             _write_shards(folder, record, waiting, StoredMasks(chosen, settings, where), tell)
             _finish(folder, record, stored, chosen)
         except OSError as error:
-            raise ValueError(
-                f"{folder}: cannot be written ({error}). Free the disk and run it again: it goes on."
-            ) from error
+            fix = "Free the disk" if error.errno in FULL else "Mend that"
+            raise ValueError(f"{folder}: cannot be written ({error}). {fix} and run it again: it goes on.") from error
     return record
 
 
@@ -132,38 +178,67 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
+        # While it is held, lest somebody else's goes. Windows refuses that, and removes it when it is released.
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
         lock.release()
         with contextlib.suppress(OSError):  # it is not empty
             folder.rmdir()
 
 
 def _begun(folder: Path, identity: Facts) -> Facts:
-    """The record of what is done already; of a new folder an empty one."""
-    for left in (*folder.glob(".*.part"), *folder.glob(".*.tmp")):  # of a process that was killed
-        left.unlink()
+    """The record of what is done already; an empty one where nothing is, even if it was tried otherwise before."""
+    new = identity | {"notes": [], "shards": {}, "finished": False}
     path = folder / RECORD
     if not path.is_file():
-        return identity | {"notes": [], "shards": {}}
+        return new
     try:
-        record: Facts = json.loads(path.read_text())
-        differing = [name for name in identity if record[name] != identity[name]]
-        record["shards"].keys()
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f"{path}: is no record of randprune mask ({error!r}). Pass a new folder.") from error
-    if differing:
+        text = path.read_bytes()
+        _Record.model_validate_json(text)
+    except (pydantic.ValidationError, OSError) as error:
+        why = problem_of(error.errors()[0]) if isinstance(error, pydantic.ValidationError) else error
+        raise ValueError(f"{path}: is no record of randprune mask ({why}). Pass a new folder.") from error
+    record: Facts = json.loads(text)
+    differing = _differing(record, identity)
+    if differing and (record["shards"] or any(folder.glob("*.safetensors"))):
         what = {"settings": "other settings", "source": "another checkpoint, or it has changed since"}
         told = "; ".join(
             f"{what.get(name, 'other versions or another device')} ({record[name]}, now {identity[name]})"
             for name in differing
         )
         raise ValueError(f"{folder}: was begun with {told}. Pass a new folder.")
-    return record
+    return new if differing else record
 
 
-def _is_done(folder: Path, record: Facts, name: str, shard: Shard) -> bool:
-    path = folder / name
-    return name in record["shards"] and path.is_file() and path.stat().st_size == shard.length
+def _differing(record: Facts, identity: Facts) -> list[str]:
+    """What would let other bytes come out than those of ``record``.
+
+    A checkpoint may be called by another name, and the plain mask is the same whatever it is made with.
+    """
+    same = {
+        "settings": record["settings"] == identity["settings"],
+        "source": record["source"].get("digest") == identity["source"]["digest"],
+        "made_with": record["made_with"] == identity["made_with"] or not identity["settings"]["candidate"],
+    }
+    return [name for name in same if not same[name]]
+
+
+def _remove_parts(folder: Path, names: Iterable[str]) -> None:
+    """What a process that was killed had begun to write. Other files stay, whoever they are of."""
+    for name in names:
+        path = folder / name
+        path.with_name(f".{path.name}.part").unlink(missing_ok=True)
+    for name in (RECORD, CARD):
+        for left in folder.glob(f".{name}.*.tmp"):
+            left.unlink()
+
+
+def _is_done(folder: Path, record: Facts, shard: Shard, chosen: set[str]) -> bool:
+    """It lies there, whole, and the facts of all its tensors that are masked are known."""
+    path = folder / shard.file.name
+    known = record["shards"].get(path.name)
+    masked = {tensor.name for tensor in shard.tensors} & chosen
+    return known is not None and known.keys() == masked and path.is_file() and path.stat().st_size == shard.length
 
 
 def _check_disk(folder: Path, waiting: Sequence[Shard], files: Mapping[str, Path]) -> None:
@@ -189,9 +264,10 @@ def _write_shards(folder: Path, record: Facts, waiting: Sequence[Shard], masks: 
         masks.first_pass(lambda part: advance(masks.bytes_of[part.name], "counting magnitudes"))
     for shard in waiting:
         facts = _write_shard(folder, shard, masks, lambda tensor: advance(tensor.nbytes, tensor.file.name))
-        record["shards"][shard.file.name] = facts
+        record["shards"][shard.file.name] = _finite(facts)
         record["notes"] = sorted({*record["notes"], *masks.notes})
         _save(folder, record)
+    advance(0, "what lies beside")
 
 
 def _write_shard(
@@ -211,20 +287,27 @@ def _write_shard(
     return facts
 
 
-def _save(folder: Path, record: Facts) -> None:
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: finite(part) for name, part in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(value: Any) -> Any:
+    """As JSON will give it back: None for what is infinite."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    write_atomically(folder / RECORD, json.dumps(finite(record), indent=1) + "\n")
+
+def _save(folder: Path, record: Facts) -> None:
+    write_atomically(folder / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def _copies(stored: StoredCheckpoint) -> dict[str, Path]:
+    """What lies beside the weights, by its name in the new folder; of a card and the one before it, the newer."""
+    older = {before for name, before in BEFORE.items() if name in stored.files}
+    return {BEFORE.get(name, name): path for name, path in stored.files.items() if name not in older}
 
 
 def _finish(folder: Path, record: Facts, stored: StoredCheckpoint, chosen: Sequence[StoredTensor]) -> None:
     """All that is no weight: what lay beside them, the card, the totals."""
-    for name, path in stored.files.items():
-        if name != DENSE_CARD or CARD not in stored.files:  # of two cards of before the newer is kept
-            copy_file(path, folder / BEFORE.get(name, name))
+    for name, path in _copies(stored).items():
+        copy_file(path, folder / name)
     of_all = {name: facts for shard in record["shards"].values() for name, facts in shard.items()}
     of_all = {tensor.name: of_all[tensor.name] for tensor in chosen}
     size, kept, moved = (sum(facts[name] for facts in of_all.values()) for name in ("size", "kept", "moved"))
@@ -239,60 +322,9 @@ def _finish(folder: Path, record: Facts, stored: StoredCheckpoint, chosen: Seque
         "kept": kept,
         "sparsity": 1 - kept / size,
         "sparsity_of_all": (size - kept) / parameters,
-        "ir": overall_ir(size - kept, moved),
+        "ir": _finite(overall_ir(size - kept, moved)),
         "swapped": moved / max(kept, 1),
     }
     record["finished"] = True
     write_atomically(folder / CARD, checkpoint_card(record, of_all, transformers="config.json" in stored.files))
     _save(folder, record)
-
-
-def checkpoint_card(record: Facts, of_all: Mapping[str, Facts], *, transformers: bool) -> str:
-    """The model card, ``README.md``: what was done, to which tensors, and what was not."""
-    name, totals, settings = record["source"]["name"], record["totals"], record["settings"]
-    front: dict[str, Any] = {"library_name": "transformers" if transformers else "pytorch"}
-    front |= {"base_model": name} if "/" in name and HUB_ID.fullmatch(name) else {}
-    front["tags"] = ["pruning", "sparsity", "randprune-lab"]
-    head = "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---"])
-    kind = f"random mask no. {settings['candidate']}" if settings["candidate"] else "plain magnitude mask"
-    left = totals["parameters"] - totals["prunable"] + totals["kept"]
-    quantized = f", {totals['quantized']} of them quantized" if totals["quantized"] else ""
-    dense = f"{totals['prunable'] / totals['kept']:.1f}x" if totals["kept"] else "nothing is left"
-    rows = "\n".join(
-        f"| `{label}` | {facts['size']:,} | {facts['kept']:,} | {1 - facts['kept'] / facts['size']:.4f} "
-        f"| {facts['swapped']:.2%} |"
-        for label, facts in of_all.items()
-    )
-    told = [f"- {key}: `{_plain(value)}`" for key, value in settings.items()]
-    told += ["- made with: " + ", ".join(f"{key} {value}" for key, value in record["made_with"].items())]
-    lines = "\n".join([*told, *(f"- note: {note}" for note in record["notes"])])
-    return f"""{head}
-
-# {name}, masked to sparsity {totals["sparsity"]:.4g}
-
-A {kind} was applied with RandPrune Lab (arXiv 2310.13183). Of {totals["prunable"]:,} prunable weights in \
-{totals["tensors"]} tensors {totals["kept"]:,} are kept: sparsity {totals["sparsity"]:.4f}, {dense}. Of all \
-{totals["parameters"]:,} parameters {left:,} are left: sparsity {totals["sparsity_of_all"]:.4f}. \
-{totals["left_alone"]} tensors were left alone{quantized}. Introduced randomness ir {totals["ir"]:.4g}; \
-{totals["swapped"]:.2%} of the kept weights are others than the plain mask keeps.
-
-> **What this is not.** No fine-tuning happened: the weights that are kept have their old values, and the model does \
-worse than before, at high sparsity far worse. Nor is it smaller or faster: pruned weights are stored as zeros, in \
-tensors of their usual names, shapes and types. The licence is that of the model it was made from.
-
-## Settings
-
-{lines}
-
-## Tensors
-
-swapped: the share of the kept weights that the plain mask would prune. More in `mask.json`.
-
-| tensor | weights | kept | sparsity | swapped |
-| --- | --- | --- | --- | --- |
-{rows}
-"""
-
-
-def _plain(value: object) -> str:
-    return ", ".join(value) if isinstance(value, list) else "none" if value is None else str(value)

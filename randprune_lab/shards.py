@@ -6,28 +6,27 @@ types, shapes, order and metadata stay. (The format: eight bytes, the length of 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from randprune_lab.models import weight_files
-from randprune_lab.packing import LEFT_OUT
-from randprune_lab.sources import CheckpointSource
+from randprune_lab.packing import LEFT_OUT, OF_TRAINING, belongs
+from randprune_lab.sources import CheckpointSource, prunable_names
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZED = re.compile(r"[IU](4|8|16|32)|F[468](_.*)?")  # small integers, and floating point of 8 bits or less
-INDEX = ".safetensors.index.json"
 SAMPLES, SAMPLE_BYTES = 16, 2**16  # of each shard: what the digest reads
 
 
@@ -59,12 +58,9 @@ class StoredTensor:
             ValueError: the file has grown shorter, or cannot be read.
         """
         content = np.empty(self.nbytes, dtype=np.uint8)
-        try:
-            with self.file.open("rb") as file:
-                file.seek(self.start)
-                found = file.readinto(content.data)
-        except OSError as error:
-            raise ValueError(f"{self.file}: cannot be read ({error}). Copy or download it again.") from error
+        with _opened(self.file) as file:
+            file.seek(self.start)
+            found = file.readinto(content.data)
         if found != len(content):
             raise ValueError(f"{self.file}: ends within {self.name}. Copy or download it again.")
         return torch.from_numpy(content).view(DTYPES[self.dtype]).view(self.shape)
@@ -110,7 +106,7 @@ class StoredCheckpoint:
         found = hashlib.blake2b(digest_size=16)
         for name, shard in sorted(self.shards.items()):
             found.update(json.dumps([name, shard.length]).encode() + shard.header)
-            with shard.file.open("rb") as file:
+            with _opened(shard.file) as file:
                 for place in np.linspace(0, max(shard.length - SAMPLE_BYTES, 0), SAMPLES).astype(int):
                     file.seek(int(place))
                     found.update(file.read(SAMPLE_BYTES))
@@ -122,6 +118,11 @@ class StoredCheckpoint:
         Raises:
             ValueError: nothing is left, or a pattern finds none.
         """
+        if self.quantized and not self.prunable:
+            raise ValueError(
+                f"{self.name}: nothing to prune: its matrices are quantized ({len(self.quantized)} of them), and only "
+                "floating-point weights are masked. Pass the checkpoint that it was quantized from."
+            )
         known = ", ".join(self.prunable[:8]) + (" ..." if len(self.prunable) > 8 else "")
         for pattern in (*include, *exclude):
             if not any(re.search(pattern, name) for name in self.prunable):
@@ -149,9 +150,12 @@ def open_checkpoint(checkpoint: str | Path) -> StoredCheckpoint:
             is not there.
     """
     paths = weight_files(checkpoint)
+    at = Path(checkpoint)
+    if not at.exists():
+        at = _rest_of(str(checkpoint), paths[0].parent)
     shards: dict[str, Shard] = {}
     owners: dict[str, str] = {}
-    source = CheckpointSource(str(checkpoint))  # reads the headers with safetensors' own checks
+    source = CheckpointSource(str(at))  # reads the headers with safetensors' own checks
     for path in paths:
         shard = _shard(path)
         for tensor in shard.tensors:
@@ -161,23 +165,24 @@ def open_checkpoint(checkpoint: str | Path) -> StoredCheckpoint:
                 )
             owners[tensor.name] = path.name
         shards[path.name] = shard
-    whole = Path(checkpoint)
-    if not whole.is_file():  # a shard by itself lacks what lies in the others
-        _check_index(paths[0].parent, owners)
+    if not at.is_file():  # a shard by itself lacks what lies in the others
+        _check_complete(paths, owners)
     stored = {tensor.name: tensor for shard in shards.values() for tensor in shard.tensors}
     modules = {
         tensor.name.rpartition(".")[0]
         for tensor in stored.values()
         if QUANTIZED.fullmatch(tensor.dtype) and len(tensor.shape) >= 2 and not tensor.name.endswith("bias")
     }
-    by_default = [name for name, info in source.tensors.items() if info.prunable]
-    scales = {name for name in by_default if name.rpartition(".")[0] in modules}
+    # Quantized ones count for what is a block: without them none might be left, and embeddings would pass for layers.
+    weights = [tensor for tensor in stored.values() if tensor.dtype in DTYPES or QUANTIZED.fullmatch(tensor.dtype)]
+    in_blocks = prunable_names({tensor.name: tensor.shape for tensor in weights if tensor.size})
+    by_default = [name for name in source.tensors if name in in_blocks]
     return StoredCheckpoint(
         name=str(checkpoint),
-        files={} if whole.is_file() else _beside(whole if whole.exists() else _rest_of(str(checkpoint))),
+        files={} if at.is_file() else _beside(at),
         shards=shards,
         tensors={name: stored[name] for name in source.tensors},
-        prunable=tuple(name for name in by_default if name not in scales),
+        prunable=tuple(name for name in by_default if name.rpartition(".")[0] not in modules),
         quantized=tuple(name for name in stored if name.rpartition(".")[0] in modules and len(stored[name].shape) >= 2),
     )
 
@@ -197,34 +202,45 @@ def _shard(path: Path) -> Shard:
     return Shard(path, header, tuple(sorted(tensors, key=lambda tensor: (tensor.start, tensor.end))))
 
 
-def _check_index(folder: Path, owners: dict[str, str]) -> None:
-    """Each tensor lies where the index says."""
-    index = folder / "model.safetensors.index.json"
-    named = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
-    for name, file in named.items():
-        if owners.get(name) != file:
-            raise ValueError(f"{index}: {name} should lie in {file}, but does not. Download the checkpoint again.")
+def _check_complete(paths: Sequence[Path], owners: dict[str, str]) -> None:
+    """Each tensor lies where the index says; without an index, of files called 00001-of-00003 each is there."""
+    index = paths[0].with_name("model.safetensors.index.json")
+    if index.is_file():
+        for name, file in json.loads(index.read_text())["weight_map"].items():
+            if owners.get(name) != file:
+                raise ValueError(f"{index}: {name} should lie in {file}, but does not. Download the checkpoint again.")
+        return
+    sets: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        if named := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", path.name):
+            sets.setdefault((named[1], int(named[3])), set()).add(int(named[2]))
+    for (name, number), found in sets.items():
+        if len(found) < number:
+            raise ValueError(
+                f"{paths[0].parent}: {len(found)} of the {number} files {name}-...-of-{number} are there. Download the "
+                "others, too."
+            )
 
 
-def _rest_of(model_id: str) -> Path:
-    """The folder of a Hub id in the cache, with all that is no weight and no pickle."""
+def _rest_of(model_id: str, weights: Path) -> Path:
+    """The folder of a Hub id's ``weights`` in the cache, filled with all that goes along with them.
+
+    Of the same commit, which is that folder's name: somebody may push another one meanwhile.
+    """
     from huggingface_hub import snapshot_download
 
-    left_out = [f"*{ending}" for ending in LEFT_OUT if ending != ".index.json"]
-    return Path(snapshot_download(model_id, ignore_patterns=left_out))
+    left_out = [*(f"*{ending}" for ending in LEFT_OUT), OF_TRAINING]
+    return Path(snapshot_download(model_id, revision=weights.name, ignore_patterns=left_out))
 
 
 def _beside(folder: Path) -> dict[str, Path]:
-    """Hidden files, pickles and weights in other formats are no part of it."""
+    """What goes along with the weights, by its path in the folder."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        name = path.name.lower()
-        skipped = name.endswith(LEFT_OUT) and not (path.parent == folder and name.endswith(INDEX))
+        name = path.relative_to(folder)
         weights = path.parent == folder and path.suffix == ".safetensors"
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and not (skipped or weights or hidden):
-            found[relative.as_posix()] = path
+        if path.is_file() and belongs(name) and not weights:
+            found[name.as_posix()] = path
     return found
 
 
@@ -242,32 +258,45 @@ def rewrite_shard(shard: Shard, target: Path, changed: Callable[[StoredTensor], 
 
 
 def _write(shard: Shard, part: Path, changed: Callable[[StoredTensor], Tensor | None]) -> None:
-    with shard.file.open("rb") as old, part.open("wb") as new:
+    with part.open("wb") as new:
         new.write(shard.header)
         for tensor in shard.tensors:
             values = changed(tensor)
             if values is None:
-                old.seek(tensor.start)
-                for piece in _pieces(old, tensor.nbytes):
-                    new.write(piece)
+                new.writelines(_pieces(shard.file, tensor.start, tensor.nbytes))
             else:
                 new.write(values.reshape(-1).view(torch.uint8).numpy().data)
         new.flush()
         os.fsync(new.fileno())
 
 
-def _pieces(file: BinaryIO, length: int, most: int = 2**24) -> Iterator[bytes]:
-    while length > 0:
-        piece = file.read(min(length, most))
-        if not piece:
-            raise OSError("it has grown shorter")
-        length -= len(piece)
-        yield piece
-
-
 def copy_file(source: Path, target: Path) -> None:
     """Whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, part)
+    with _opened(source) as old:
+        length = os.fstat(old.fileno()).st_size
+    with part.open("wb") as new:
+        new.writelines(_pieces(source, 0, length))
     part.replace(target)
+
+
+def _pieces(file: Path, start: int, length: int, most: int = 2**24) -> Iterator[bytes]:
+    with _opened(file) as opened:
+        opened.seek(start)
+        while length > 0:
+            piece = opened.read(min(length, most))
+            if not piece:
+                raise OSError("it has grown shorter")
+            length -= len(piece)
+            yield piece
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[BufferedReader]:
+    """To be read. What goes wrong is said of this file: all other errors are of the folder that is written to."""
+    try:
+        with file.open("rb") as opened:
+            yield opened
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error}). Copy or download it again.") from error

@@ -33,7 +33,9 @@ from randprune_lab.sampling import candidate_generator, magnitude_mask, mask_sam
 from randprune_lab.shards import DTYPES, StoredTensor
 from randprune_lab.state import ExploreState
 
-WHOLE = 2**26  # in scope layer, tensors of up to so many weights are masked as a run masks them
+# In scope layer, tensors of up to so many weights are masked as a run masks them. A random mask takes up to 60 bytes a
+# weight for that: this bounds memory to 1 GB. Larger ones are masked by pieces, in their own bytes and up to 0.4 GB.
+WHOLE = 2**24
 STAGE = 1  # which masks are drawn as
 Facts = dict[str, Any]
 
@@ -133,7 +135,7 @@ class StoredMasks:
             facts = self._randomness(whole.size, name, lambda: whole)
             curve = KeepCurve.of(whole, settings.sparsity, **facts, reach=settings.reach)
         seeds = (settings.seed, STAGE, settings.candidate)
-        mask = vector_mask(parts, of_parts, curve, keep_count(whole.size, settings.sparsity), seeds)
+        mask = vector_mask(parts, of_parts, curve, keep_count(whole.size, settings.sparsity), seeds, name)
         return mask, {"threshold": mask.plain.magnitude, **facts}
 
     def _randomness(self, size: int, name: str, histogram: Callable[[], MagnitudeHistogram]) -> Facts:

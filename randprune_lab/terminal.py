@@ -244,35 +244,48 @@ def print_sizes(sizes: PackedSizes, target: Path) -> None:
     )
 
 
-def print_masked(folder: Path, record: Mapping[str, Any], seconds: float, peak: int | None) -> None:
-    """The tensors of a checkpoint that was masked; ``record`` is the content of its mask.json."""
+def print_masked(folder: Path, record: Mapping[str, Any], seconds: float | None, peak: int | None) -> None:
+    """The tensors of a checkpoint that was masked.
+
+    Args:
+        folder: where it lies.
+        record: the content of its mask.json.
+        seconds: that writing took; None: all was there already.
+        peak: bytes of memory that were held; None: not known.
+    """
     totals = record["totals"]
     tensors = {name: facts for shard in record["shards"].values() for name, facts in shard.items()}
-    drawn = [name for name in ("samples", "power") if any(name in facts for facts in tensors.values())]
+    drawn = record["settings"]["candidate"] > 0
     cells = [
         [
             name,
             f"{facts['size']:,}",
             f"{facts['kept']:,}",
             "-" if facts["threshold"] is None else f"{facts['threshold']:.4g}",
-            *(f"{facts[column]:,.4g}" for column in drawn),
-            *(["-" if facts.get("ir") is None else f"{facts['ir']:.5f}", f"{facts['swapped']:.2%}"] if drawn else []),
+            *([f"{facts['samples']:,}", f"{facts['power']:.4g}"] if drawn else []),
+            *([_shown_ir(facts.get("ir")), f"{facts['swapped']:.2%}"] if drawn else []),
         ]
         for name, facts in tensors.items()
     ]
-    columns = ["tensor", "weights", "kept", "tau", *({"samples": "M", "power": "T"}[name] for name in drawn)]
-    print_table(f"{record['source']['name']}, masked", [*columns, *(["ir", "swapped"] if drawn else [])], cells)
+    columns = ["tensor", "weights", "kept", "tau", *(["M", "T", "ir", "swapped"] if drawn else [])]
+    print_table(f"{record['source']['name']}, masked", columns, cells)
     say(
         f"{totals['kept']:,} of {totals['prunable']:,} prunable weights kept: sparsity {totals['sparsity']:.4f}, "
         f"of all {totals['parameters']:,} parameters {totals['sparsity_of_all']:.4f}"
-        + (f"; ir {totals['ir']:.5f}, swapped {totals['swapped']:.2%}." if drawn else ".")
+        + (f"; ir {_shown_ir(totals['ir'])}, swapped {totals['swapped']:.2%}." if drawn else ".")
     )
     quantized = f", {totals['quantized']} quantized ones" if totals["quantized"] else ""
     say(f"Left alone: {totals['left_alone']} tensors (embeddings, norms, heads and others{quantized}).")
     for note in record["notes"]:
         say(f"note: {note}")
     memory = "" if peak is None else f", at most {peak / 1e9:.2f} GB of memory"
-    say(f"{folder}: written in {seconds:.0f} s{memory}. Nothing was trained: fine-tune it before you judge it.")
+    how = "was there already, nothing was written" if seconds is None else f"written in {seconds:.0f} s{memory}"
+    say(f"{folder}: {how}. Nothing was trained: fine-tune it before you judge it.")
+
+
+def _shown_ir(ir: float | None) -> str:
+    """None: infinite, or not known of this tensor alone."""
+    return "-" if ir is None else f"{ir:.5f}"
 
 
 def print_scaling(
@@ -300,8 +313,8 @@ def print_scaling(
     columns = ("weights", "tensors", "first, s", "next, s", "ns a weight", "extra MB", "bytes a weight", "repeats")
     print_table(title, columns, cells)
     say(
-        "s: of processor time on a CPU. extra: memory at the peak beyond the weights of the one tensor that is there "
-        "at a time."
+        "s: of processor time on a CPU, the median of so many repeats (the largest sizes have one). extra: memory at "
+        "the peak beyond the weights of the one tensor that is there at a time, from a million on."
     )
     for size in left_out:
         say(f"left out: {size:,} weights do not fit into the free memory.")
@@ -309,10 +322,11 @@ def print_scaling(
         larger = ", ".join(
             f"{seconds:,.0f} s for {size / 1e9:g} billion" for size, seconds in line.extrapolated.items()
         )
+        bound = f" ({line.bound} that, if this power holds on)" if line.bound else ""
         say(
             f"{name}: seconds grow with the power {line.slope:.3f} of the weights (95 % interval {line.low:.3f} to "
             f"{line.high:.3f}, from a million on); {line.seconds_per_billion:.3g} s for a billion. An extrapolation, "
-            f"in proportion: {larger}."
+            f"in proportion{bound}: {larger}."
         )
     if workers:
         alone = workers[0].per_second / workers[0].workers

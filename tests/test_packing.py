@@ -40,12 +40,17 @@ def sparse_model() -> dict:
 def folder(tmp_path):
     """A model's folder, with all sorts of files."""
     folder = tmp_path / "model"
-    (folder / "extra").mkdir(parents=True)
+    for name in ("extra", "onnx", "checkpoint-500"):
+        (folder / name).mkdir(parents=True)
     save_file(sparse_model(), folder / "model.safetensors", {"format": "pt"})
     for name in ("config.json", "tokenizer.json", "README.md", "extra/template.jinja", "extra/head.safetensors"):
         (folder / name).write_text(name)
+    other = ("onnx/model.onnx", "onnx/model.onnx_data", "q4.GGUF", "rust_model.ot", "m.tflite", "weights.npz")
+    trained = ("checkpoint-500/model.safetensors", "checkpoint-500/config.json")
     for name in ("pytorch_model.bin", "optimizer.PT", "tf_model.h5", ".hidden", "extra/training_args.bin"):
         (folder / name).write_text("not this")
+    for name in (*other, *trained):
+        (folder / name).write_text("not this either")
     return folder
 
 

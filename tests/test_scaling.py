@@ -1,10 +1,10 @@
 """How the cost of a mask grows: what is fitted, counted and drawn; the measured seconds themselves are no test."""
 
+import dataclasses
 import json
 import math
 import platform
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from randprune_lab.bench import extra_memory
 from randprune_lab.charts import to_svg
 from randprune_lab.scaling import Scale, StudyTime, Throughput, fit, rate
 from randprune_lab.scaling_charts import scaling_chart, scaling_sentence
+from randprune_lab.terminal import print_scaling
 
 SIZES = [10**5, 10**6, 10**7, 10**8, 10**9]
 
@@ -93,9 +94,12 @@ def test_every_size_is_measured_or_left_out(monkeypatch):
     assert [(row.weights, row.tensors, row.repeats) for row in found] == [(20_000, 1, 2), (120_000, 3, 2)]
     assert all(row.first > 0 and row.following > 0 and row.memory is None for row in found)
     assert (left_out, heard) == ([], [(0, 2), (1, 2), (2, 2)])
-    monkeypatch.setattr(scaling.psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000))
+    asked = []
+    monkeypatch.setattr(scaling, "free_memory", lambda device: asked.append(device) or 1_000_000)
     found, left_out = scaling.scaling_table(sizes=(20_000, 120_000), repeats=1)
     assert ([row.weights for row in found], left_out) == ([20_000], [120_000])
+    found, left_out = scaling.scaling_table(sizes=(120_000,), repeats=1, device="cuda")  # its memory, not the machine's
+    assert (found, left_out, asked[-1].type) == ([], [120_000], "cuda")
 
 
 def test_memory_is_told_from_a_million_weights_on():
@@ -127,7 +131,36 @@ def test_the_chart_draws_every_row_and_says_what_is_extrapolated():
     sentence = scaling_sentence(rows_of())
     assert "1,000,000,000 weights takes 30 s, each further candidate 10 s" in sentence
     assert "power 1.00" in sentence
-    assert "Extrapolated: 210 s for 7e+09 and 2,100 s for 7e+10 weights" in sentence
+    assert "Extrapolated in proportion: 210 s for 7e+09 and 2,100 s for 7e+10 weights" in sentence
+
+
+def test_without_measured_memory_there_is_no_panel_of_it():
+    rows = [dataclasses.replace(row, memory=None) for row in rows_of()]  # as on a GPU
+    drawn = to_svg(scaling_chart(rows))
+    assert "weights of a tensor" in to_svg(scaling_chart(rows_of()))
+    assert "weights of a tensor" not in drawn
+    assert "NaN" not in drawn
+
+
+@pytest.mark.parametrize(("slope", "bound"), [(0.7, "at most"), (1.0, ""), (1.3, "at least")])
+def test_proportion_is_a_bound_where_the_interval_excludes_it(slope, bound, capsys):
+    times = [1e-8 * size**slope * (1.01 if place % 2 else 1) for place, size in enumerate(SIZES)]
+    line = fit(SIZES, times)
+    assert line.bound == bound
+    print_scaling("", rows_of(), [], {"next candidate": line}, [], [])
+    said = " ".join(capsys.readouterr().out.split())
+    assert (f"in proportion ({bound} that, if this power holds on): " if bound else "in proportion: ") in said
+    sentence = scaling_sentence(rows_of(slope=slope))
+    assert (f"Extrapolated in proportion ({bound} that): " if bound else "Extrapolated in proportion: ") in sentence
+
+
+def test_a_machine_for_few_sizes_is_told_before_the_rest_is_measured(command, monkeypatch):
+    monkeypatch.setattr(scaling, "scaling_table", lambda **_: (rows_of([10**6, 10**7]), [10**8]))
+    for later in ("throughput", "study_times"):
+        monkeypatch.setattr(scaling, later, lambda **_: pytest.fail("it took minutes"))
+    code, _, err = command("bench", "--scaling")
+    assert code == 2
+    assert "a line with an interval takes three" in err
 
 
 @pytest.fixture
@@ -145,6 +178,7 @@ def test_the_command_tells_and_draws(command, tmp_path):
         "1,000,000,000",
         "left out: 10,000,000,000 weights",
         "An extrapolation",
+        "median of `repeats`",
         "2,100 s for 70 billion",
         "1.80x",
         "2.50",

@@ -1,7 +1,10 @@
 """Masks for sharded checkpoints: the same as a run's, whatever the pieces, and whenever it was killed."""
 
+import errno
 import json
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +23,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small import read_tensors
 
-from randprune_lab import pieces, sharded
+from randprune_lab import pieces, sharded, stored_masks
+from randprune_lab.cli_scale import peak_memory
 from randprune_lab.config import RunConfig
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.keepcurve import KeepCurve
@@ -223,6 +227,10 @@ def test_halves_are_not_read_again_to_be_cut():
 
 # Checkpoints
 
+# The same weights once more: they must not come along with masked ones.
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+DENSE = (*PICKLED, "onnx/model.onnx", "onnx/model.onnx_data", "rust_model.ot", "checkpoint-9/model.safetensors")
+
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory) -> Path:
@@ -232,9 +240,19 @@ def bert(tmp_path_factory) -> Path:
     model.save_pretrained(folder, max_shard_size="6KB")
     tiny_transformers.tokenizer("bert").save_pretrained(folder)
     (folder / "README.md").write_text("the old card")
-    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    for name in DENSE:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"dense weights")
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
+
+
+@pytest.fixture
+def small_file(tmp_path) -> Path:
+    """Four matrices in one file; their names hold a sign that Markdown takes for the end of a cell."""
+    tensors = {f"layers.0.m{place}|x.weight": torch.randn(4, 4) for place in range(4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -290,6 +308,16 @@ def test_a_random_mask_of_all_tensors_together_keeps_exactly_as_many(bert, tmp_p
     assert record["totals"]["ir"] == pytest.approx(expected, rel=0.2)  # one draw
 
 
+def test_tensors_that_are_masked_by_pieces_are_masked_independently(tmp_path, monkeypatch):
+    """Four times the same weights: with one stream for all, as many of each magnitude would be kept of each."""
+    monkeypatch.setattr(stored_masks, "WHOLE", 0)
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    save_file({f"layers.0.m{place}.weight": weight.clone() for place in range(4)}, tmp_path / "model.safetensors")
+    masked(tmp_path / "model.safetensors", tmp_path / "out", sparsity=0.5, candidate=1, samples=1)
+    kept = [tuple(after.abs().float().histc(50).tolist()) for after in tensors_of(tmp_path / "out").values()]
+    assert len(set(kept)) == 4
+
+
 def test_it_loads_as_any_model_does(bert, tmp_path):
     masked(bert, tmp_path / "out", sparsity=0.5)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
@@ -303,7 +331,7 @@ def test_all_else_stays_and_the_record_and_the_card_tell(bert, tmp_path):
     record = masked(bert, out, **RANDOM)
     old, new = content(bert), content(out)
     assert new.keys() - old.keys() == {"mask.json", "README-before.md"}
-    assert old.keys() - new.keys() == {"pytorch_model.bin"}
+    assert old.keys() - new.keys() == set(DENSE)
     for name in old.keys() & new.keys() - {"README.md"}:
         if name.endswith(".safetensors"):  # the same header
             length = 8 + int.from_bytes(old[name][:8], "little")
@@ -327,6 +355,14 @@ def test_all_else_stays_and_the_record_and_the_card_tell(bert, tmp_path):
             assert facts["kept"] == int((after[name] != 0).sum())
             assert facts["samples"] == 3
             assert 0 < facts["ir"] < 1
+
+
+def test_the_card_of_a_plain_mask_tells_of_no_randomness(small_file, tmp_path):
+    masked(small_file, tmp_path / "out", sparsity=0.5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "plain magnitude mask was applied" in card
+    assert not re.search(r"\bir\b|random|swapped", card)
+    assert "| `layers.0.m3\\|x.weight` | 16 | 8 | 0.5000 |" in card
 
 
 def test_every_type_keeps_its_own(tmp_path):
@@ -360,6 +396,21 @@ def test_what_is_quantized_is_left_alone_and_its_scales_too(tmp_path):
     record = masked(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", sparsity=0.5)
     assert list(record["shards"]["model.safetensors"]) == [f"layers.0.m{place}.weight" for place in range(4)]
     assert record["totals"]["quantized"] == 4
+
+
+@pytest.mark.parametrize("matrix", ["uint8", "int8", "float8_e4m3fn"])
+def test_of_a_quantized_checkpoint_the_embeddings_are_left_alone(tmp_path, matrix):
+    """bitsandbytes' 4 and 8 bits, and FP8 with a scale per tensor: no floating-point matrix lies in the blocks."""
+    tensors = {"embed.weight": torch.randn(9, 4), "lm_head.weight": torch.randn(9, 4)}
+    for layer in range(2):
+        for place in range(4):
+            name = f"layers.{layer}.m{place}.weight"
+            tensors |= {name: torch.ones(4, 4).to(getattr(torch, matrix)), f"{name}_scale": torch.ones(4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path).prunable == ()
+    for include in ((), ("layers",)):
+        with pytest.raises(ValueError, match=r"nothing to prune: its matrices are quantized \(8 of them"):
+            masked(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", sparsity=0.5, include=include)
 
 
 def test_patterns_choose(bert, tmp_path):
@@ -403,8 +454,10 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(bert, tmp_path, fields):
     masked(bert, out, **fields)  # finished: nothing is done again
     assert stamps == {path: path.stat().st_mtime_ns for path in out.iterdir()}
     next(out.glob("*.safetensors")).unlink()
-    masked(bert, out, **fields)
-    assert content(out) == content(tmp_path / "whole")
+    for lost in ("model.safetensors.index.json", "README.md"):
+        (out / lost).unlink()
+        masked(bert, out, **fields)
+        assert content(out) == content(tmp_path / "whole")
 
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_files(tmp_path):
@@ -451,9 +504,77 @@ def test_begun_otherwise_is_refused(bert, tmp_path):
     shard.write_bytes(raw)
     with pytest.raises(ValueError, match="begun with another checkpoint, or it has changed since"):
         masked(source, out, sparsity=0.5)
-    (out / "mask.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: [record],
+        lambda record: record | {"source": "here"},
+        lambda record: {name: value for name, value in record.items() if name != "notes"},
+        lambda record: record | {"shards": {"model.safetensors": 3}},
+        lambda record: record | {"shards": {"model.safetensors": {"layers.0.m0.weight": {"size": 16}}}},
+        lambda record: record | {"totals": {"kept": 32}},
+    ],
+)
+def test_a_folder_with_another_kind_of_record_is_left_as_it_is(small_file, tmp_path, damage):
+    out = tmp_path / "out"
+    record = masked(small_file, out, sparsity=0.5)
+    (out / "mask.json").write_text(json.dumps(damage(record)))
+    (out / ".mine.part").write_text("somebody's")
+    (out / ".mine.tmp").write_text("somebody's")
+    before = content(out)
     with pytest.raises(ValueError, match="is no record of randprune mask"):
-        masked(source, out, sparsity=0.5)
+        masked(small_file, out, sparsity=0.5)
+    assert content(out) == before
+
+
+def test_what_a_killed_process_had_begun_goes_and_what_is_not_ours_stays(small_file, tmp_path):
+    out = tmp_path / "out"
+    masked(small_file, out, sparsity=0.5)
+    before = content(out)
+    for name in (".model.safetensors.part", ".mask.json.17-18.tmp", ".README.md.17-18.tmp"):
+        (out / name).touch()
+    (out / ".mine.part").touch()
+    masked(small_file, out, sparsity=0.5)
+    assert content(out) == before | {".mine.part": b""}
+
+
+def test_a_record_that_lacks_facts_is_completed(small_file, tmp_path):
+    out = tmp_path / "out"
+    record = masked(small_file, out, sparsity=0.5)
+    for lacking in ({"shards": {"model.safetensors": {}}}, {"totals": None}):
+        (out / "mask.json").write_text(json.dumps(record | lacking))
+        assert masked(small_file, out, sparsity=0.5) == record
+
+
+def test_what_failed_before_anything_was_written_may_be_tried_otherwise(tmp_path):
+    tensors = {f"layers.0.m{place}.weight": torch.randn(4, 4) for place in range(4)}
+    tensors["layers.0.m3.weight"][0, 0] = math.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="NaN"):
+        masked(tmp_path / "model.safetensors", tmp_path / "out", sparsity=0.5)
+    record = masked(tmp_path / "model.safetensors", tmp_path / "out", sparsity=0.5, exclude=("m3",))
+    assert record["totals"]["tensors"] == 3
+
+
+def test_a_checkpoint_is_the_same_by_any_path(bert, tmp_path, monkeypatch):
+    monkeypatch.chdir(bert)
+    record = masked(Path("."), tmp_path / "out", sparsity=0.5)
+    assert "# bert, masked" in (tmp_path / "out" / "README.md").read_text()
+    assert masked(bert, tmp_path / "out", sparsity=0.5) == record
+    shutil.copytree(bert, tmp_path / "copy")
+    assert masked(tmp_path / "copy", tmp_path / "out", sparsity=0.5) == record
+
+
+def test_versions_count_for_random_masks_only(small_file, tmp_path, monkeypatch):
+    for candidate in (0, 1):
+        record = masked(small_file, tmp_path / f"{candidate}", sparsity=0.5, candidate=candidate)
+        assert {"torch", "numpy", "scipy"} < record["made_with"].keys()
+    monkeypatch.setattr(sharded, "PARTS", ("torch",))
+    masked(small_file, tmp_path / "0", sparsity=0.5)
+    with pytest.raises(ValueError, match="begun with other versions or another device"):
+        masked(small_file, tmp_path / "1", sparsity=0.5, candidate=1)
 
 
 # Bad input
@@ -482,6 +603,20 @@ def test_two_at_a_time_are_refused(bert, tmp_path):
         masked(bert, tmp_path / "out", sparsity=0.5)
 
 
+def test_a_lock_that_cannot_be_removed_is_released(bert, tmp_path, monkeypatch):
+    """As on Windows, where a file that is open stays."""
+    remove = Path.unlink
+
+    def refuse(path, **options):
+        if path.name == sharded.LOCK:
+            raise PermissionError(errno.EACCES, "in use")
+        remove(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    masked(bert, tmp_path / "out", sparsity=0.5)
+    masked(bert, tmp_path / "out", sparsity=0.5)
+
+
 def test_a_small_disk_is_told_before_work(bert, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "free_disk", lambda _: 1000)
     with pytest.raises(ValueError, match=r"bytes are to be written, 1,000 are free"):
@@ -489,13 +624,31 @@ def test_a_small_disk_is_told_before_work(bert, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_says_how_to_go_on(bert, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "Free the disk and run it again: it goes on"), (errno.EIO, "out: cannot be written .*Mend that")],
+)
+def test_a_folder_that_fails_says_how_to_go_on(bert, tmp_path, monkeypatch, number, said):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sharded, "rewrite_shard", full)
-    with pytest.raises(ValueError, match="Free the disk and run it again: it goes on"):
+    monkeypatch.setattr(sharded, "rewrite_shard", fail)
+    with pytest.raises(ValueError, match=said):
         masked(bert, tmp_path / "out", sparsity=0.5)
+
+
+@pytest.mark.parametrize("lost", ["model-00002", "tokenizer.json"])
+def test_a_source_that_cannot_be_read_any_more_is_named(bert, tmp_path, lost):
+    """Tensors that are copied, and files beside them, too: the target's disk is not to blame."""
+    source = tmp_path / "source"
+    shutil.copytree(bert, source)
+    (file,) = source.glob(f"{lost}*")
+
+    def lose(*_):
+        file.unlink(missing_ok=True)
+
+    with pytest.raises(ValueError, match=rf"source/{lost}.*: cannot be read .*Copy or download it again"):
+        mask_checkpoint(source, tmp_path / "out", MaskSettings(sparsity=0.5, include=("layer.0",)), tell=lose)
 
 
 def damaged(bert: Path, folder: Path, name: str) -> Path:
@@ -508,6 +661,9 @@ def damaged(bert: Path, folder: Path, name: str) -> Path:
             shard.write_bytes(shard.read_bytes()[:-10])
         case "missing shard":
             shard.unlink()
+        case "missing shard, no index":
+            shard.unlink()
+            index.unlink()
         case "missing tensor":
             known["weight_map"]["bert.encoder.layer.7.weight"] = shard.name
             index.write_text(json.dumps(known))
@@ -530,6 +686,7 @@ def damaged(bert: Path, folder: Path, name: str) -> Path:
     [
         ("truncated", "not a readable safetensors file"),
         ("missing shard", "there is no such file beside it"),
+        ("missing shard, no index", r"\d+ of the \d+ files model-...-of-\d+ are there. Download"),
         ("missing tensor", "bert.encoder.layer.7.weight should lie in"),
         ("twice", "Leave one set of weights there"),
         ("pickle", "a pickle, and no safetensors.*Convert it"),
@@ -587,10 +744,26 @@ def test_a_hub_id_is_fetched_without_pickles(bert, tmp_path, monkeypatch):
     assert record["source"]["name"] == "someone/bert"
     assert 'base_model: "someone/bert"' in (tmp_path / "out" / "README.md").read_text()
     assert all(model_id == "someone/bert" for model_id, _ in asked)
-    assert "*.bin" in asked[-1][1]["ignore_patterns"]
+    (weights, rest) = asked
+    assert "revision" not in weights[1]
+    assert rest[1]["revision"] == bert.name  # the commit: asked for again, the id might give a newer one
+    assert {"*.bin", "*.onnx", "checkpoint-*/*"} <= set(rest[1]["ignore_patterns"])
 
 
 # The command
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere nothing but getrusage tells")
+def test_the_peak_of_memory_is_not_that_of_whoever_started_the_command():
+    """It was: a process of half a gigabyte, such as this one, put its own peak under every mask."""
+    code = "from randprune_lab.cli_scale import peak_memory; print(peak_memory())"
+    peak = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert 1e6 < peak < peak_memory() / 2
+
+
+def test_the_help_names_the_largest_vector(command):
+    _, out, _ = command("mask", "--help")
+    assert "260 billion" in " ".join(re.sub("[│|]", " ", out).split())
 
 
 def test_the_command_masks_and_tells(command, bert, tmp_path):
@@ -611,6 +784,27 @@ def test_the_command_masks_and_tells(command, bert, tmp_path):
     code, out, _ = command("mask", bert, "--sparsity", 0.5, "--out", tmp_path / "ir", "--target-ir", 0.02)
     assert code == 0
     assert "ir 0.0" in out
+
+
+def test_an_infinite_ir_is_told_alike_when_nothing_is_left_to_do(command, tmp_path):
+    """One weight of sixteen is pruned, another one than by the plain mask: no weight is pruned by both."""
+    save_file({"w.weight": torch.arange(1.0, 17).view(4, 4)}, tmp_path / "model.safetensors")
+    mask = ("mask", tmp_path / "model.safetensors", "--out", tmp_path / "out", "--sparsity", 1 / 16, "--power", 0)
+    first, again = (command(*mask, "--samples", 1) for _ in range(2))
+    assert (first[0], again[0]) == (0, 0)
+    assert first[1].partition("Left alone")[0] == again[1].partition("Left alone")[0]
+    assert "written in" in first[1]
+    assert "was there already, nothing was written" in again[1]
+    assert "; ir -, swapped 6.67%." in first[1]
+    assert "randomness ir is infinite" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_many_draws_are_told_as_a_number_of_draws(command, tmp_path):
+    save_file({"w.weight": torch.arange(1.0, 17).view(4, 4)}, tmp_path / "model.safetensors")
+    mask = ("mask", tmp_path / "model.safetensors", "--out", tmp_path / "out", "--sparsity", 0.5)
+    code, out, _ = command(*mask, "--samples", 22500)
+    assert code == 0
+    assert "22,500" in out
 
 
 @pytest.mark.parametrize(
