@@ -559,6 +559,11 @@ class RunConfig(pydantic.BaseModel):
         return race_rounds(self.candidates, steps) if self.racing else [(self.candidates, steps)]
 
     @property
+    def compares(self) -> bool:
+        """Several masks are judged at each stage."""
+        return self.method == "randomized" and self.candidates > 1
+
+    @property
     def judging_epochs(self) -> float:
         """Epochs that judging the candidates of a stage takes, all together; whole unless they race."""
         if not self.racing:

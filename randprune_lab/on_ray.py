@@ -34,10 +34,12 @@ Result = TypeVar("Result")
 def executor(config: RunConfig) -> Iterator[Train]:
     """Where a run's candidates are trained: here; or on Ray, which is connected, or started, inside.
 
+    A run that compares nothing has nothing to give away.
+
     Raises:
         ValueError: as ``check``, which comes first and looks closer.
     """
-    if config.executor != "ray":
+    if config.executor != "ray" or not config.compares:
         yield train_candidates
         return
     with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus, known=True) as ray:
@@ -50,7 +52,7 @@ def check(config: RunConfig, device: torch.device) -> None:
     Raises:
         ValueError: as ``connected``; or the candidates would be trained on another kind of device than the rest.
     """
-    if config.executor != "ray":
+    if config.executor != "ray" or not config.compares:
         return
     if (device.type == "cuda") != (config.ray_gpus > 0):
         fix = "Pass ray_gpus=1 (0.5: two share one)" if device.type == "cuda" else "Pass ray_gpus=0"

@@ -83,6 +83,13 @@ def test_candidates_are_trained_on_the_kind_of_device_that_the_rest_is_on():
     on_ray.check(RunConfig(ray_gpus=0.5), CPU)  # Ray is not asked for
 
 
+@pytest.mark.parametrize("settings", [{"method": "imp"}, {"candidates": 1}])
+def test_a_run_that_compares_nothing_needs_no_ray(monkeypatch, settings):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    config = tiny(executor="ray", ray_address="127.0.0.1:1", dense_epochs=1, max_epochs=1, **settings)
+    assert list(prune(config, model=tiny_model(), data=tiny_task()))
+
+
 def test_a_cluster_that_cannot_be_reached_is_refused_before_anything_is_trained():
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

@@ -223,6 +223,8 @@ def test_with_one_process_nothing_is_done():
 def test_candidates_are_not_given_away_by_several():
     with pretending(2, 0), pytest.raises(ValueError, match=r"executor = 'ray' in 2 processes"):
         ranks.check(RunConfig(executor="ray"), together.plain_model())
+    with pretending(2, 0):
+        ranks.check(RunConfig(executor="ray", method="imp"), together.plain_model())  # has none
 
 
 def test_accelerate_that_starts_one_process_instead_of_several_is_noticed(monkeypatch):
