@@ -24,10 +24,10 @@ PACKAGES = ("randprune-lab", "torch", "transformers")
 
 
 @contextlib.contextmanager
-def connected(address: str, *, cpus: int, gpus: float, known: bool = False) -> Iterator[Any]:
+def connected(address: str, *, cpus: int, gpus: float, check_versions: bool = True) -> Iterator[Any]:
     """Ray, with machines that fit: those of the cluster at ``address``; "": of one that is started here, for this.
 
-    ``known``: their versions were looked at before. A process that is connected already stays with its cluster. The
+    ``check_versions``: of its machines; once is enough. A process that is connected already stays with its cluster. The
     local one is bound to 127.0.0.1; when this is over nothing of it is left.
 
     Raises:
@@ -41,7 +41,7 @@ def connected(address: str, *, cpus: int, gpus: float, known: bool = False) -> I
     try:
         machines = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         _check_sizes(machines, cpus, gpus)
-        if not known and (address or not mine):
+        if check_versions and (address or not mine):
             _check_versions(ray, machines, cpus)
         yield ray
     finally:

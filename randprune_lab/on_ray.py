@@ -42,7 +42,7 @@ def executor(config: RunConfig) -> Iterator[Train]:
     if config.executor != "ray" or not config.compares:
         yield train_candidates
         return
-    with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus, known=True) as ray:
+    with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus, check_versions=False) as ray:
         yield _Crew(ray, config).train_candidates
 
 
@@ -73,25 +73,24 @@ def in_cluster(
     tell: Callable[[int, int], object] = lambda *_: None,
     *,
     address: str = "",
-    cpus: int = 1,
     gpus: float = 0.0,
 ) -> Iterator[tuple[Key, Result]]:
     """What ``work`` makes of each job, on Ray: each key with its result, in the order in which they come.
 
-    ``tell`` hears how many are done, of how many. A job takes ``cpus`` CPUs, or its ``threads`` if those are more, and
-    ``gpus`` GPUs. One that would itself give its candidates to Ray trains them where it is, with the same results.
+    ``tell`` hears how many are done, of how many. A job takes its ``threads`` as CPUs, and ``gpus`` GPUs. One that would
+    itself give its candidates to Ray trains them where it is, with the same results.
 
     Raises:
         ValueError: as ``connected``.
         RuntimeError: a job was lost too often. What a job raises is raised here.
     """
-    most = max([cpus, *(config.threads for config in jobs.values())])
-    with connected(address, cpus=most, gpus=gpus) as ray:
+    threads = {config.threads for config in jobs.values()}
+    with connected(address, cpus=max(threads, default=1), gpus=gpus) as ray:
+        tasks = {cpus: task_of(ray, work, cpus, gpus) for cpus in threads}  # what a task does is sent once
         waiting = {}
         for key, config in jobs.items():
             plain = config.model_copy(update={"executor": "lockstep"}) if config.executor == "ray" else config
-            task = task_of(ray, _do, max(cpus, config.threads), gpus)
-            waiting[task.remote(work, plain)] = key
+            waiting[tasks[config.threads].remote(plain)] = key
         with _cancelling(ray, waiting):
             while waiting:
                 (ready,), _ = ray.wait(list(waiting), num_returns=1)
@@ -179,14 +178,28 @@ class _Parcel:
 
 
 def _parcel(session: Session) -> _Parcel:
-    cpu = torch.device("cpu")
+    teacher = session.teacher
+    if teacher is not None:
+        model = None if teacher.model is None else _in_main_memory(teacher.model)
+        teacher = Teacher(teacher.config, model, None if teacher.logits is None else teacher.logits.cpu())
     return _Parcel(
         session.config.model_copy(update={"executor": "serial", "device": session.accelerator.device.type}),
-        session.task.to(cpu),
-        copy.deepcopy(session.model).to(cpu),
-        session.teacher.to(cpu) if session.teacher else None,
+        session.task.to(torch.device("cpu")),
+        _in_main_memory(session.model),
+        teacher,
         session.prunable,
     )
+
+
+def _in_main_memory(model: nn.Module) -> nn.Module:
+    """The network with its tensors on the CPU, to be sent; of one that is there already it shares them.
+
+    A copy that is made first and moved then would for a moment be a second network on the GPU.
+    """
+    moved: dict[int, Any] = {id(tensor): tensor.detach().cpu() for tensor in model.buffers()}
+    for weight in model.parameters():
+        moved[id(weight)] = nn.Parameter(weight.detach().cpu(), requires_grad=weight.requires_grad)
+    return copy.deepcopy(model, moved)
 
 
 # Below: what runs in a worker.
@@ -236,7 +249,3 @@ def _unpacked(parcel: _Parcel) -> Session:
         prunable=parcel.prunable,
         hooks=hooks_of(config),
     )
-
-
-def _do(work: Callable[[RunConfig], Result], config: RunConfig) -> Result:
-    return work(config)

@@ -319,8 +319,7 @@ def on_cluster(address: str, gpus: float) -> Callable[[Mapping[str, RunConfig]],
     def spread(left: Mapping[str, RunConfig]) -> Iterator[tuple[str, Any]]:
         from randprune_lab.on_ray import in_cluster
 
-        cpus = max(config.threads for config in left.values())
-        yield from in_cluster(events_of, left, address=address, cpus=cpus, gpus=gpus)
+        yield from in_cluster(events_of, left, address=address, gpus=gpus)
 
     return spread
 

@@ -124,6 +124,22 @@ def test_a_ray_of_ones_own_leaves_nothing_behind_when_a_run_fails():
     assert judged == next(event for event in alone if isinstance(event, CandidateScored))
 
 
+def test_a_network_is_sent_without_a_copy_of_its_weights(monkeypatch):
+    """On a GPU the copy would be a second network there."""
+    inner = tiny_model()
+    inner[0].weight.requires_grad_(False)
+    model = nn.ModuleDict({"a": inner, "b": inner[5], "c": nn.Linear(12, 3)})
+    model["c"].weight = inner[5].weight
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", None)  # whoever copies a weight fails
+    sent = on_ray._in_main_memory(model)
+    assert same_tensors(dict(sent.state_dict()), dict(model.state_dict()))
+    assert sent["c"].weight is sent["b"].weight is sent["a"][5].weight
+    assert sent["a"][0] is not inner[0]
+    frozen = [not weight.requires_grad for weight in model.parameters()]
+    assert [not weight.requires_grad for weight in sent.parameters()] == frozen
+    assert any(frozen)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Two machines, as far as Ray can tell, with a CPU each; this process is connected to the first."""
@@ -156,10 +172,11 @@ def test_a_machine_that_cannot_import_the_package_is_named(cluster, monkeypatch)
         next(on_ray.in_cluster(lambda config: config.seed, {"a": RunConfig()}))
 
 
-@pytest.mark.parametrize("wanted", [{"cpus": 64, "gpus": 0.0}, {"cpus": 1, "gpus": 1.0}])
+@pytest.mark.parametrize("wanted", [{"threads": 64, "gpus": 0.0}, {"threads": 1, "gpus": 1.0}])
 def test_more_than_any_machine_has_is_refused(cluster, wanted):  # noqa: ARG001
+    jobs = {"a": RunConfig(), "b": RunConfig(threads=wanted["threads"])}
     with pytest.raises(ValueError, match=r"no machine of the cluster has as many .*1 CPUs and 0 GPUs"):
-        next(on_ray.in_cluster(lambda config: config.seed, {"a": RunConfig()}, **wanted))
+        next(on_ray.in_cluster(lambda config: config.seed, jobs, gpus=wanted["gpus"]))
 
 
 def test_jobs_come_with_their_keys_and_with_the_threads_they_ask_for(cluster):  # noqa: ARG001
