@@ -67,6 +67,10 @@ def check(config: RunConfig, device: torch.device) -> None:
         import_ray()
 
 
+class Lost(ValueError):  # noqa: N818, what happened, not a fault of the program
+    """Work that Ray did not get done, though it tried again; the text says why, and what helps."""
+
+
 def in_cluster(
     work: Callable[[RunConfig], Result],
     jobs: Mapping[Key, RunConfig],
@@ -74,15 +78,15 @@ def in_cluster(
     *,
     address: str = "",
     gpus: float = 0.0,
-) -> Iterator[tuple[Key, Result]]:
+) -> Iterator[tuple[Key, Result | Lost]]:
     """What ``work`` makes of each job, on Ray: each key with its result, in the order in which they come.
 
-    ``tell`` hears how many are done, of how many. A job takes its ``threads`` as CPUs, and ``gpus`` GPUs. One that would
-    itself give its candidates to Ray trains them where it is, with the same results.
+    A job that was lost too often has a ``Lost`` as its result, and the others go on; what one raises is raised here.
+    ``tell`` hears how many are done, of how many. A job takes ``gpus`` GPUs, and as many CPUs as it has ``threads``.
+    One that would itself give its candidates to Ray trains them where it is, with the same results.
 
     Raises:
         ValueError: as ``connected``.
-        RuntimeError: a job was lost too often. What a job raises is raised here.
     """
     threads = {config.threads for config in jobs.values()}
     with connected(address, cpus=max(threads, default=1), gpus=gpus) as ray:
@@ -94,27 +98,45 @@ def in_cluster(
         with _cancelling(ray, waiting):
             while waiting:
                 (ready,), _ = ray.wait(list(waiting), num_returns=1)
-                result = _result(ray, ready)
+                result: Result | Lost
+                try:
+                    result = _result(ray, ready)
+                except Lost as error:
+                    result = error
                 key = waiting.pop(ready)
                 tell(len(jobs) - len(waiting), len(jobs))
                 yield key, result
 
 
 def _result(ray: Any, ref: Any) -> Any:
-    """What a task returns; what it raises is raised here."""
+    """What a task returns; what it raises is raised here, or, where that cannot be sent, a RuntimeError that says it.
+
+    Raises:
+        ValueError: the worker cannot read what it was sent.
+        Lost: the worker was lost too often, or Ray failed otherwise.
+    """
+    errors = ray.exceptions
     try:
         return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ray.exceptions.RayError):  # the task has not begun
+    except errors.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, errors.RaySystemError):  # the work has not begun
             raise ValueError(
-                f"a worker of Ray cannot read what it was sent ({last_line(error.cause)}). Your own model or function "
-                "must come from a module that every machine can import."
+                f"a worker of Ray cannot read what it was sent ({last_line(cause)}). Your own model or function must "
+                "come from a module that every machine can import."
             ) from error
-        raise error.cause from error
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(
+        if isinstance(cause, errors.RayError):  # it stands for what cannot be sent
+            raise RuntimeError(last_line(cause)) from error
+        raise cause from error
+    except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+        raise Lost(
             f"a worker of Ray was lost {RETRIES + 1} times ({str(error).strip().splitlines()[0]}). Give the machines "
-            "more memory, or pass executor='lockstep'."
+            "more memory, or go on without Ray (executor='lockstep')."
+        ) from error
+    except errors.RayError as error:
+        raise Lost(
+            f"Ray gives no result ({last_line(error)}). Look at the cluster's machines, or go on without Ray "
+            "(executor='lockstep')."
         ) from error
 
 

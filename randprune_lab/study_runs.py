@@ -317,9 +317,10 @@ def on_cluster(address: str, gpus: float) -> Callable[[Mapping[str, RunConfig]],
     """What ``run_study`` takes as ``spread`` to make its runs on Ray; "": a Ray of this machine alone."""
 
     def spread(left: Mapping[str, RunConfig]) -> Iterator[tuple[str, Any]]:
-        from randprune_lab.on_ray import in_cluster
+        from randprune_lab.on_ray import Lost, in_cluster
 
-        yield from in_cluster(events_of, left, address=address, gpus=gpus)
+        for run, found in in_cluster(events_of, left, address=address, gpus=gpus):
+            yield run, str(found) if isinstance(found, Lost) else found
 
     return spread
 

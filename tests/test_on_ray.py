@@ -1,5 +1,6 @@
 """Candidates and runs on Ray: the same numbers as here, also when a machine is lost; what cannot work is refused."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -7,20 +8,24 @@ import socket
 import sys
 import threading
 import time
+import types
 
 import psutil
 import pydantic
 import pytest
 import torch
 from small import same_tensors, tiny, tiny_model, tiny_task
+from small_studies import study
 from torch import nn
 
 from randprune_lab import cluster as cluster_module
-from randprune_lab import on_ray
+from randprune_lab import on_ray, study_runs
 from randprune_lab.cluster import connected
 from randprune_lab.config import RunConfig
 from randprune_lab.engine import prune
 from randprune_lab.events import CandidateScored, Checkpoint, RunStarted
+from randprune_lab.studies import expand
+from randprune_lab.study_runs import events_of, on_cluster, read_state, run_study
 
 ray = pytest.importorskip("ray")
 # Ray leaves its child processes and sockets to the garbage collector.
@@ -122,6 +127,111 @@ def test_a_ray_of_ones_own_leaves_nothing_behind_when_a_run_fails():
     assert signal.getsignal(signal.SIGTERM) is handler
     alone = prune(config.model_copy(update={"executor": "serial"}), model=tiny_model(), data=tiny_task())
     assert judged == next(event for event in alone if isinstance(event, CandidateScored))
+
+
+class Pretended:
+    """As much of Ray as is asked for, in this process: a result that is an exception is raised when it is fetched."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, machines=({"CPU": 1},)):
+        self.machines = machines
+
+    def remote(self, function):
+        task = types.SimpleNamespace(remote=lambda *args: Ref(function, args))
+        return types.SimpleNamespace(options=lambda **_: task)
+
+    def wait(self, refs, **_):
+        return refs[:1], refs[1:]
+
+    def get(self, ref):
+        return ref.result()
+
+    def put(self, thing):
+        return thing
+
+    def cancel(self, *_, **__):
+        pass
+
+    def nodes(self):
+        return [{"NodeID": place, "Alive": True, "Resources": has} for place, has in enumerate(self.machines)]
+
+
+class Ref:
+    """What a task will have returned."""
+
+    def __init__(self, function, args=()):
+        self.result = lambda: function(*args)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """No Ray is started."""
+    made = Pretended()
+    monkeypatch.setattr(on_ray, "connected", lambda *_, **__: contextlib.nullcontext(made))
+    return made
+
+
+def raising(error):
+    def work(*_):
+        raise error
+
+    return work
+
+
+def of_task(cause):
+    """What Ray makes of an error in a task."""
+    return ray.exceptions.RayTaskError("work", "Traceback:\nWhat: ever", cause, "worker", 1, "127.0.0.1")
+
+
+class CannotBeSent(Exception):  # noqa: N818
+    def __reduce__(self):
+        raise TypeError("cannot pickle it")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (of_task(KeyError("x")), KeyError, "^'x'$"),
+        (of_task(CannotBeSent("no")), RuntimeError, "^What: ever$"),
+        (
+            of_task(ray.exceptions.RaySystemError("no", "Traceback:\nModuleNotFoundError: No module named 'mine'")),
+            ValueError,
+            r"cannot read what it was sent \(ModuleNotFoundError: No module named 'mine'\)",
+        ),
+        (ray.exceptions.WorkerCrashedError(), on_ray.Lost, r"lost 6 times \(The worker died unexpectedly .*memory"),
+        (ray.exceptions.NodeDiedError("it is gone"), on_ray.Lost, r"lost 6 times \(it is gone\)"),
+        (ray.exceptions.OutOfMemoryError("out\nof"), on_ray.Lost, r"lost 6 times \(out\)"),
+        (ray.exceptions.TaskUnschedulableError("no place"), on_ray.Lost, r"no result \(.*no place\)\. Look at"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_went_wrong_in_a_worker_is_called_what_it_is(error, kind, said):
+    with pytest.raises(kind, match=said):
+        on_ray._result(Pretended(), Ref(raising(error)))
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_run_that_is_lost_too_often_is_one_of_a_study_that_failed(monkeypatch, tmp_path):
+    asked = study(seeds=2, lines={"IMP": {"method": "imp"}})
+    bad = ray.exceptions.WorkerCrashedError()
+    monkeypatch.setattr(study_runs, "events_of", lambda config: raising(bad)() if config.seed else events_of(config))
+    folder = run_study(asked, parent=tmp_path, spread=on_cluster("", 0.0))
+    state = read_state(folder)
+    assert (state.done, state.of) == (2, 2)
+    assert list(state.failed) == [run.id for run in expand(asked) if run.seed]
+    assert next(iter(state.failed.values())).startswith("a worker of Ray was lost 6 times")
+
+
+@pytest.mark.usefixtures("pretended")
+def test_candidates_that_are_lost_too_often_end_a_run_with_a_sentence(monkeypatch, tmp_path, command):
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
+    monkeypatch.setattr(on_ray, "_train", raising(ray.exceptions.WorkerCrashedError()))
+    short = "--dense-epochs 1 --max-epochs 1 --max-steps-per-epoch 2 --candidates 2 --device cpu --no-controls"
+    code, _, err = command("run", "--executor", "ray", *short.split())
+    assert code == 2
+    assert "a worker of Ray was lost 6 times" in " ".join(err.split())
+    assert "Traceback" not in err
 
 
 def test_a_network_is_sent_without_a_copy_of_its_weights(monkeypatch):
