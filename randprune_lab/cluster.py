@@ -11,7 +11,7 @@ import platform
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import psutil
 
 PATIENCE = 5.0  # seconds that a cluster has to answer
 LONG_PATIENCE = 120.0  # and its machines to start a process that imports torch
+LOOK = 30.0  # seconds of waiting, after which one looks whether a machine is left for what is waited for
 RETRIES = 5  # of what was lost with a worker or a machine
 PACKAGES = ("randprune-lab", "torch", "transformers")
 
@@ -39,8 +40,12 @@ def connected(address: str, *, cpus: int, gpus: float, check_versions: bool = Tr
     if mine:
         _connect(ray, address)
     try:
-        machines = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        _check_sizes(machines, cpus, gpus)
+        machines = _machines(ray)
+        if not _fits(machines, cpus, gpus):
+            raise ValueError(
+                f"threads = {cpus}, ray_gpus = {gpus:g}: no machine of the cluster has as many CPUs and GPUs "
+                f"({_told(machines)}). Ask for less."
+            )
         if check_versions and (address or not mine):
             _check_versions(ray, machines, cpus)
         yield ray
@@ -146,14 +151,46 @@ def _started() -> set[psutil.Process]:
     return found
 
 
-def _check_sizes(machines: Mapping[str, Any], cpus: int, gpus: float) -> None:
-    kinds = {(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in machines.values()}
-    if not any(have_cpus >= cpus and have_gpus >= gpus for have_cpus, have_gpus in kinds):
-        have = "; ".join(f"{have_cpus:g} CPUs and {have_gpus:g} GPUs" for have_cpus, have_gpus in sorted(kinds))
-        raise ValueError(
-            f"threads = {cpus}, ray_gpus = {gpus:g}: no machine of the cluster has as many (they have {have}). "
-            "Ask for less."
-        )
+def first_done(ray: Any, refs: Sequence[Any], *, cpus: int, gpus: float) -> Any:
+    """The first of ``refs`` that is done, of tasks that ask for so many CPUs and GPUs.
+
+    Ray would wait for ever for a machine that does not come back.
+
+    Raises:
+        ValueError: no machine is left that has as many; one that starts anew may be away for ``LOOK`` seconds.
+    """
+    missed = False
+    while True:
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=LOOK)
+        if ready:
+            return ready[0]
+        machines = _machines(ray)
+        fits = _fits(machines, cpus, gpus)
+        if not fits and missed:
+            raise ValueError(
+                f"the cluster has lost its last machine with {cpus} CPUs and {gpus:g} GPUs ({_told(machines)}). What "
+                "is finished stays: start a machine again, then go on, or go on without Ray (executor='lockstep')."
+            )
+        missed = not fits
+
+
+def _machines(ray: Any) -> dict[str, Any]:
+    """Those of the cluster that are alive, by their numbers."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+
+def _sizes(machines: Mapping[str, Any]) -> set[tuple[float, float]]:
+    """CPUs and GPUs."""
+    return {(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in machines.values()}
+
+
+def _fits(machines: Mapping[str, Any], cpus: int, gpus: float) -> bool:
+    return any(have_cpus >= cpus and have_gpus >= gpus for have_cpus, have_gpus in _sizes(machines))
+
+
+def _told(machines: Mapping[str, Any]) -> str:
+    have = "; ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in sorted(_sizes(machines)))
+    return f"they have {have}" if have else "none is left"
 
 
 def _check_versions(ray: Any, machines: Mapping[str, Any], cpus: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from randprune_lab.cluster import RETRIES, connected, import_ray, last_line, task_of
+from randprune_lab.cluster import RETRIES, connected, first_done, import_ray, last_line, task_of
 from randprune_lab.config import RunConfig
 from randprune_lab.distill import Teacher
 from randprune_lab.executors import State, Train, Trained, train_candidates
@@ -97,7 +97,8 @@ def in_cluster(
             waiting[tasks[config.threads].remote(plain)] = key
         with _cancelling(ray, waiting):
             while waiting:
-                (ready,), _ = ray.wait(list(waiting), num_returns=1)
+                least = min(jobs[key].threads for key in waiting.values())
+                ready = first_done(ray, list(waiting), cpus=least, gpus=gpus)
                 result: Result | Lost
                 try:
                     result = _result(ray, ready)
@@ -155,7 +156,8 @@ class _Crew:
     """The workers of one run."""
 
     def __init__(self, ray: Any, config: RunConfig) -> None:
-        self.ray, self.task = ray, task_of(ray, _train, config.threads, config.ray_gpus)
+        self.ray, self.cpus, self.gpus = ray, config.threads, config.ray_gpus
+        self.task = task_of(ray, _train, self.cpus, self.gpus)
         self.shared: Any = None
 
     def train_candidates(
@@ -183,7 +185,7 @@ class _Crew:
             waiting[ref] = number
         with _cancelling(self.ray, waiting):
             for ref in list(waiting):
-                trained = _result(self.ray, ref)
+                trained = _result(self.ray, first_done(self.ray, [ref], cpus=self.cpus, gpus=self.gpus))
                 del waiting[ref]
                 yield trained
 

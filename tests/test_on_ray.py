@@ -20,7 +20,7 @@ from torch import nn
 
 from randprune_lab import cluster as cluster_module
 from randprune_lab import on_ray, study_runs
-from randprune_lab.cluster import connected
+from randprune_lab.cluster import connected, first_done
 from randprune_lab.config import RunConfig
 from randprune_lab.engine import prune
 from randprune_lab.events import CandidateScored, Checkpoint, RunStarted
@@ -134,15 +134,19 @@ class Pretended:
 
     exceptions = ray.exceptions
 
-    def __init__(self, machines=({"CPU": 1},)):
-        self.machines = machines
+    def __init__(self, looks=()):
+        self.looks = iter(looks)  # the machines' resources, whenever one has waited in vain
+        self.machines = [{"CPU": 1}]
 
     def remote(self, function):
         task = types.SimpleNamespace(remote=lambda *args: Ref(function, args))
         return types.SimpleNamespace(options=lambda **_: task)
 
-    def wait(self, refs, **_):
-        return refs[:1], refs[1:]
+    def wait(self, refs, *, num_returns, timeout):
+        assert num_returns == 1
+        assert timeout <= 60
+        self.machines = next(self.looks, None)
+        return ([], refs) if self.machines is not None else (refs[:1], refs[1:])
 
     def get(self, ref):
         return ref.result()
@@ -170,6 +174,15 @@ def pretended(monkeypatch):
     made = Pretended()
     monkeypatch.setattr(on_ray, "connected", lambda *_, **__: contextlib.nullcontext(made))
     return made
+
+
+@pytest.mark.parametrize("left", [[], [{}], [{"CPU": 0.0}], [{"CPU": 1.0}], [{"GPU": 1.0, "CPU": 1.0}, {"CPU": 9.0}]])
+def test_nobody_waits_for_machines_that_do_not_come_back(left):
+    fit = [{"CPU": 2.0, "GPU": 1.0}]
+    wanted = {"cpus": 2, "gpus": 0.5}
+    assert first_done(Pretended([fit, left, fit, fit, left, fit]), "ab", **wanted) == "a"
+    with pytest.raises(ValueError, match=r"lost its last machine with 2 CPUs and 0\.5 GPUs \((they have|none is left)"):
+        first_done(Pretended([fit, left, left]), "ab", **wanted)
 
 
 def raising(error):
@@ -285,7 +298,7 @@ def test_a_machine_that_cannot_import_the_package_is_named(cluster, monkeypatch)
 @pytest.mark.parametrize("wanted", [{"threads": 64, "gpus": 0.0}, {"threads": 1, "gpus": 1.0}])
 def test_more_than_any_machine_has_is_refused(cluster, wanted):  # noqa: ARG001
     jobs = {"a": RunConfig(), "b": RunConfig(threads=wanted["threads"])}
-    with pytest.raises(ValueError, match=r"no machine of the cluster has as many .*1 CPUs and 0 GPUs"):
+    with pytest.raises(ValueError, match=r"no machine of the cluster has as many .*have 1 CPUs and 0 GPUs"):
         next(on_ray.in_cluster(lambda config: config.seed, jobs, gpus=wanted["gpus"]))
 
 
