@@ -86,9 +86,12 @@ def _connect(ray: Any, address: str) -> None:
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         settings |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    host, _, port = address.rpartition(":")
     handler, before = signal.getsignal(signal.SIGTERM), _started()
+    place = address
     try:
+        if address == "auto":
+            place = _auto(ray)
+        host, _, port = place.rpartition(":")
         if host:
             _knock(host.strip("[]"), int(port))
         with contextlib.nullcontext() if address else _on_loopback(ray):
@@ -100,14 +103,30 @@ def _connect(ray: Any, address: str) -> None:
         reason = str(error).strip().split("\n")[0]
         if not address:
             raise ValueError(f"executor = 'ray': it does not start here ({reason}). Try again, or lockstep.") from error
+        stands_for = f", which is {place}" if place != address else ""
         raise ValueError(
-            f"ray_address = {address!r}: no Ray cluster can be reached there ({reason}). Start one with ray start "
-            "--head, on this machine or with this machine in it, or correct the address; without one Ray is started "
-            "here."
+            f"ray_address = {address!r}{stands_for}: no Ray cluster can be reached there ({reason}). Start one with "
+            "ray start --head, on this machine or with this machine in it, or correct the address (auto is what "
+            "RAY_ADDRESS says, else the last cluster of this machine); without one Ray is started here."
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _auto(ray: Any) -> str:
+    """The HOST:PORT that auto stands for, though nothing may be there any more; "auto" where this Ray does not tell.
+
+    Raises:
+        OSError: it stands for nothing.
+        ValueError: RAY_ADDRESS is none.
+    """
+    services = getattr(ray._private, "services", None)
+    find = getattr(services, "canonicalize_bootstrap_address", lambda address: address)
+    found = find("auto")
+    if not found:
+        raise ConnectionError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')!r} names no cluster")
+    return str(found)
 
 
 def _knock(host: str, port: int) -> None:

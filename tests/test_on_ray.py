@@ -109,6 +109,27 @@ def test_a_cluster_that_cannot_be_reached_is_refused_before_anything_is_trained(
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize(
+    ("stale", "said"),
+    [
+        ("10.0.0.1:6379", r"auto', which is 10\.0\.0\.1:\d+: no Ray cluster can be reached there \(made to fail\)"),
+        ("local", r"auto': no Ray cluster .*\(RAY_ADDRESS = 'local' names no cluster\)"),
+        ("ray://10.0.0.1:10001", "no Ray cluster .*Invalid address format: ray://"),
+    ],
+)
+def test_auto_that_stands_for_nothing_any_more_is_refused_at_once(monkeypatch, stale, said):
+    """Ray itself would try for minutes."""
+
+    def refused(*_, **__):
+        raise OSError("made to fail")
+
+    monkeypatch.setenv("RAY_ADDRESS", stale)
+    monkeypatch.setattr(cluster_module.socket, "create_connection", refused)
+    monkeypatch.setattr(ray, "init", None)  # it is not even asked
+    with pytest.raises(ValueError, match=said), connected("auto", cpus=1, gpus=0.0):
+        pass
+
+
 def test_a_ray_of_ones_own_leaves_nothing_behind_when_a_run_fails():
     before, handler = set(psutil.Process().children(recursive=True)), signal.getsignal(signal.SIGTERM)
     config = tiny(executor="ray", candidates=2, dense_epochs=1)
