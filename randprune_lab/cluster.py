@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import signal
 import socket
 import threading
@@ -103,6 +104,13 @@ def _connect(ray: Any, address: str) -> None:
         reason = str(error).strip().split("\n")[0]
         if not address:
             raise ValueError(f"executor = 'ray': it does not start here ({reason}). Try again, or lockstep.") from error
+        # Ray puts the versions on lines of their own: the cluster's, then those of this process.
+        versions = re.findall(r"^ *(?:Ray|Python): (\S+)$", str(error), re.MULTILINE)
+        if reason.startswith("Version mismatch") and len(versions) == 4:
+            raise ValueError(
+                "ray_address = {!r}: the cluster there has Ray {} and Python {}, this machine has Ray {} and Python "
+                "{}: must be equal. Install the same versions on all of them.".format(address, *versions)
+            ) from error
         stands_for = f", which is {place}" if place != address else ""
         raise ValueError(
             f"ray_address = {address!r}{stands_for}: no Ray cluster can be reached there ({reason}). Start one with "

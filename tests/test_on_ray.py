@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import os
+import platform
+import re
 import signal
 import socket
 import sys
@@ -127,6 +129,18 @@ def test_auto_that_stands_for_nothing_any_more_is_refused_at_once(monkeypatch, s
     monkeypatch.setattr(cluster_module.socket, "create_connection", refused)
     monkeypatch.setattr(ray, "init", None)  # it is not even asked
     with pytest.raises(ValueError, match=said), connected("auto", cpus=1, gpus=0.0):
+        pass
+
+
+def test_a_cluster_of_another_ray_or_python_is_told_with_the_versions(monkeypatch):
+    theirs = {"ray_version": "2.50.1", "python_version": "3.11.2"}
+    monkeypatch.setattr(cluster_module, "_knock", lambda *_: None)
+    monkeypatch.setattr(ray, "init", lambda **_: ray._private.utils.check_version_info(theirs, "10.0.0.2:0"))
+    ours = rf"this machine has Ray {re.escape(ray.__version__)} and Python {re.escape(platform.python_version())}"
+    with (
+        pytest.raises(ValueError, match=rf"there has Ray 2\.50\.1 and Python 3\.11\.2, {ours}: .*Install the same"),
+        connected("10.0.0.1:6379", cpus=1, gpus=0.0),
+    ):
         pass
 
 
