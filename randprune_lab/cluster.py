@@ -33,13 +33,16 @@ def connected(address: str, *, cpus: int, gpus: float, check_versions: bool = Tr
     local one is bound to 127.0.0.1; when this is over nothing of it is left.
 
     Raises:
-        ValueError: Ray is not installed; the cluster cannot be reached; no machine has as many CPUs and GPUs as a task
-            asks for; a machine has another version of what results depend on.
+        ValueError: Ray is not installed; the cluster cannot be reached, or this process is connected to another one; no
+            machine has as many CPUs and GPUs as a task asks for; a machine has another version of what results depend
+            on.
     """
     ray = import_ray()
     mine = not ray.is_initialized()
     if mine:
         _connect(ray, address)
+    else:
+        _check_same(ray, address)
     try:
         machines = _machines(ray)
         if not _fits(machines, cpus, gpus):
@@ -91,7 +94,7 @@ def _connect(ray: Any, address: str) -> None:
     place = address
     try:
         if address == "auto":
-            place = _auto(ray)
+            place = _resolved(ray, address)  # which may be long gone
         host, _, port = place.rpartition(":")
         if host:
             _knock(host.strip("[]"), int(port))
@@ -122,16 +125,34 @@ def _connect(ray: Any, address: str) -> None:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _auto(ray: Any) -> str:
-    """The HOST:PORT that auto stands for, though nothing may be there any more; "auto" where this Ray does not tell.
+def _check_same(ray: Any, address: str) -> None:
+    """A process is connected to one cluster at a time."""
+    here = str(ray.get_runtime_context().gcs_address)
+    if address not in ("", "auto") and _by_number(_resolved(ray, address)) != _by_number(here):
+        raise ValueError(
+            f"ray_address = {address!r}: this process is connected to another cluster already, at {here}. Call "
+            "ray.shutdown() first, or pass that address."
+        )
+
+
+def _by_number(address: str) -> tuple[str, str]:
+    """Host and port; a host that has a name by its number."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        host = socket.gethostbyname(host)
+    return host, port
+
+
+def _resolved(ray: Any, address: str) -> str:
+    """The HOST:PORT that Ray connects to when asked for ``address``; that itself where this Ray does not tell.
 
     Raises:
-        OSError: it stands for nothing.
+        OSError: auto stands for nothing.
         ValueError: RAY_ADDRESS is none.
     """
     services = getattr(ray._private, "services", None)
-    find = getattr(services, "canonicalize_bootstrap_address", lambda address: address)
-    found = find("auto")
+    find = getattr(services, "canonicalize_bootstrap_address", lambda given: given)
+    found = find(address)
     if not found:
         raise ConnectionError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')!r} names no cluster")
     return str(found)

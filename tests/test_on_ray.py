@@ -321,6 +321,18 @@ def test_another_version_anywhere_is_refused(cluster, monkeypatch):  # noqa: ARG
             prune(tiny(executor="ray", ray_address="auto"), model=tiny_model(), data=tiny_task())
 
 
+def test_a_process_that_is_connected_stays_with_its_cluster_and_says_so(cluster):
+    port = cluster.address.rpartition(":")[2]
+    for same in ("", "auto", cluster.address, f"localhost:{port}", f"127.0.0.1:{port}"):
+        with connected(same, cpus=1, gpus=0.0, check_versions=False):
+            pass
+    for other in ("10.9.9.9:6379", f"10.9.9.9:{port}", "127.0.0.1:1"):
+        message = rf"ray_address = '{other}': this process is connected to another cluster already, at .*:{port}\."
+        with pytest.raises(ValueError, match=message), connected(other, cpus=1, gpus=0.0):
+            pass
+    assert ray.is_initialized()
+
+
 def test_a_machine_that_cannot_import_the_package_is_named(cluster, monkeypatch):  # noqa: ARG001
     def broken():
         raise ModuleNotFoundError("No module named 'randprune_lab'")
