@@ -22,7 +22,7 @@ PATIENCE = 5.0  # seconds that a cluster has to answer
 LONG_PATIENCE = 120.0  # and its machines to start a process that imports torch
 LOOK = 30.0  # seconds of waiting, after which one looks whether a machine is left for what is waited for
 RETRIES = 5  # of what was lost with a worker or a machine
-PACKAGES = ("randprune-lab", "torch", "transformers")
+PACKAGES = ("randprune-lab", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 
 
 @contextlib.contextmanager
@@ -59,8 +59,18 @@ def connected(address: str, *, cpus: int, gpus: float, check_versions: bool = Tr
 
 
 def versions() -> dict[str, str]:
-    """What results depend on, of this machine; of this package also which source it is, as a digest."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    """What results depend on, of this machine; of this package also which source it is, as a digest.
+
+    Raises:
+        ValueError: a package is not installed, such as this one where its files alone were copied.
+    """
+    try:
+        found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed on {platform.node()}: all machines of a cluster must have the same "
+            "version, and there it cannot be told. Run pip install (of a checkout: pip install -e .)."
+        ) from error
     source = hashlib.blake2b(digest_size=4)
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source.update(path.read_bytes())
@@ -104,25 +114,33 @@ def _connect(ray: Any, address: str) -> None:
         for process in _started() - before:  # of a start that failed
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        reason = str(error).strip().split("\n")[0]
-        if not address:
-            raise ValueError(f"executor = 'ray': it does not start here ({reason}). Try again, or lockstep.") from error
-        # Ray puts the versions on lines of their own: the cluster's, then those of this process.
-        versions = re.findall(r"^ *(?:Ray|Python): (\S+)$", str(error), re.MULTILINE)
-        if reason.startswith("Version mismatch") and len(versions) == 4:
-            raise ValueError(
-                "ray_address = {!r}: the cluster there has Ray {} and Python {}, this machine has Ray {} and Python "
-                "{}: must be equal. Install the same versions on all of them.".format(address, *versions)
-            ) from error
-        stands_for = f", which is {place}" if place != address else ""
-        raise ValueError(
-            f"ray_address = {address!r}{stands_for}: no Ray cluster can be reached there ({reason}). Start one with "
-            "ray start --head, on this machine or with this machine in it, or correct the address (auto is what "
-            "RAY_ADDRESS says, else the last cluster of this machine); without one Ray is started here."
-        ) from error
+        raise ValueError(_why_not(error, address, place)) from error
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _why_not(error: Exception, address: str, place: str) -> str:
+    """Why Ray did not start, or the cluster that was looked for at ``place`` cannot be had, and what to do."""
+    reason = str(error).strip().split("\n")[0]
+    if not address:
+        return (
+            f"executor = 'ray': it does not start here ({reason}). Try again; start one with ray start --head, and "
+            "pass ray_address='auto'; or pass executor='lockstep'."
+        )
+    # Ray puts the versions on lines of their own: the cluster's, then those of this process.
+    versions = re.findall(r"^ *(?:Ray|Python): (\S+)$", str(error), re.MULTILINE)
+    if reason.startswith("Version mismatch") and len(versions) == 4:
+        return (
+            "ray_address = {!r}: the cluster there has Ray {} and Python {}, this machine has Ray {} and Python {}: "
+            "must be equal. Install the same versions on all of them."
+        ).format(address, *versions)
+    stands_for = f", which is {place}" if place != address else ""
+    return (
+        f"ray_address = {address!r}{stands_for}: no Ray cluster can be reached there ({reason}). Start one with ray "
+        "start --head, on this machine or with this machine in it, or correct the address (auto is what RAY_ADDRESS "
+        "says, else the last cluster of this machine); without one Ray is started here."
+    )
 
 
 def _check_same(ray: Any, address: str) -> None:
@@ -178,10 +196,15 @@ def _on_loopback(ray: Any) -> Iterator[None]:
     """A Ray that is started inside keeps to 127.0.0.1, as it does on Windows and macOS by itself.
 
     Elsewhere it would listen to the network, and whoever can speak to Ray can run programs. There is no public setting:
-    127.0.0.1 as the node's address is taken for a mistake. Should a later Ray have none of this, it asks for a token.
+    127.0.0.1 as the node's address is taken for a mistake. A later Ray that no longer has this one is not started.
+
+    Raises:
+        ValueError: this Ray cannot be kept to 127.0.0.1.
     """
-    constants = ray._private.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER
+    constants = getattr(ray._private, "ray_constants", None)
+    before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    if constants is None or before is None:
+        raise ValueError(f"Ray {ray.__version__} cannot be kept to 127.0.0.1, and would listen to the network")
     constants.ENABLE_RAY_CLUSTER = False
     try:
         yield

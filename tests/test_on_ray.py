@@ -1,6 +1,7 @@
 """Candidates and runs on Ray: the same numbers as here, also when a machine is lost; what cannot work is refused."""
 
 import contextlib
+import importlib.metadata
 import itertools
 import os
 import platform
@@ -142,6 +143,30 @@ def test_a_cluster_of_another_ray_or_python_is_told_with_the_versions(monkeypatc
         connected("10.0.0.1:6379", cpus=1, gpus=0.0),
     ):
         pass
+
+
+def test_a_ray_that_would_listen_to_the_network_is_not_started(monkeypatch):
+    monkeypatch.delattr(ray._private.ray_constants, "ENABLE_RAY_CLUSTER")
+    monkeypatch.setattr(ray, "init", None)
+    with (
+        pytest.raises(ValueError, match=r"does not start here \(Ray .* cannot be kept to 127\.0\.0\.1"),
+        connected("", cpus=1, gpus=0.0),
+    ):
+        pass
+
+
+def test_a_checkout_that_is_not_installed_is_told(monkeypatch):
+    real = importlib.metadata.version
+
+    def version(name):
+        if name == "randprune-lab":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    assert {"torch", "numpy", "scipy", "scikit-learn", "Python"} < set(cluster_module.versions())
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(ValueError, match=r"randprune-lab is not installed on .*Run pip install"):
+        cluster_module.versions()
 
 
 def test_a_ray_of_ones_own_leaves_nothing_behind_when_a_run_fails():
