@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -60,11 +61,16 @@ def check(config: RunConfig, device: torch.device) -> None:
             f"ray_gpus = {config.ray_gpus:g}, and the run is on {device.type}: candidates must be trained on the same "
             f"kind of device as the rest. {fix}, or another device."
         )
-    if config.ray_address:
+    ray = import_ray()
+    if config.ray_address or ray.is_initialized():
         with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus):
-            pass
-    else:
-        import_ray()
+            return
+    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    if config.threads > cpus or config.ray_gpus > gpus:
+        raise ValueError(
+            f"threads = {config.threads}, ray_gpus = {config.ray_gpus:g}: this machine, where Ray is started, has "
+            f"{cpus} CPUs and {gpus} GPUs. Ask for less, or pass the ray_address of a cluster that has more."
+        )
 
 
 class Lost(ValueError):  # noqa: N818, what happened, not a fault of the program

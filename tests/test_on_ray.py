@@ -91,6 +91,18 @@ def test_candidates_are_trained_on_the_kind_of_device_that_the_rest_is_on():
     on_ray.check(RunConfig(ray_gpus=0.5), CPU)  # Ray is not asked for
 
 
+def test_what_this_machine_does_not_have_is_refused_before_ray_is_started(monkeypatch):
+    monkeypatch.setattr(on_ray.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    on_ray.check(RunConfig(executor="ray", threads=2), CPU)
+    on_ray.check(RunConfig(executor="ray", ray_gpus=0.5), torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"threads = 3, .* has 2 CPUs and 1 GPUs"):
+        on_ray.check(RunConfig(executor="ray", threads=3), CPU)
+    with pytest.raises(ValueError, match=r"ray_gpus = 2: .* has 2 CPUs and 1 GPUs"):
+        on_ray.check(RunConfig(executor="ray", ray_gpus=2), torch.device("cuda"))
+    assert not ray.is_initialized()
+
+
 @pytest.mark.parametrize("settings", [{"method": "imp"}, {"candidates": 1}])
 def test_a_run_that_compares_nothing_needs_no_ray(monkeypatch, settings):
     monkeypatch.setitem(sys.modules, "ray", None)
