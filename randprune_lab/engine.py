@@ -108,7 +108,7 @@ def _steps(run: _Run) -> Said:
     torch.use_deterministic_algorithms(run.config.deterministic)
     test: Score | None = None
     try:
-        with telling_of_memory(), on_ray.executor(run.config) as run.train:
+        with telling_of_memory(), on_ray.executor(run.session) as run.train:
             yield from run.begin()
             if run.at("dense"):
                 yield from run.train_dense()

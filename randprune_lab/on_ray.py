@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from randprune_lab.cluster import RETRIES, connected, first_done, import_ray, last_line, task_of
-from randprune_lab.config import RunConfig
-from randprune_lab.distill import Teacher
+from randprune_lab.config import OBJECT, RunConfig
+from randprune_lab.distill import Teacher, features
 from randprune_lab.executors import State, Train, Trained, train_candidates
 from randprune_lab.masks import Masks, pack, unpack
 from randprune_lab.methods import hooks_of
-from randprune_lab.splits import Task
+from randprune_lab.splits import Batch, Task
 from randprune_lab.training import Session, start_accelerator, using_threads
 
 Key = TypeVar("Key")
@@ -32,19 +32,23 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def executor(config: RunConfig) -> Iterator[Train]:
+def executor(session: Session) -> Iterator[Train]:
     """Where a run's candidates are trained: here; or on Ray, which is connected, or started, inside.
 
     A run that compares nothing has nothing to give away.
 
     Raises:
-        ValueError: as ``check``, which comes first and looks closer.
+        ValueError: as ``check``, which comes first and looks closer; or a network of one's own cannot be sent.
     """
+    config = session.config
     if config.executor != "ray" or not config.compares:
         yield train_candidates
         return
     with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus, check_versions=False) as ray:
-        yield _Crew(ray, config).train_candidates
+        crew = _Crew(ray, config)
+        if config.model == OBJECT or ":" in config.model:  # it may be of a module that only this machine has
+            crew.check_model(session)
+        yield crew.train_candidates
 
 
 def check(config: RunConfig, device: torch.device) -> None:
@@ -166,6 +170,20 @@ class _Crew:
         self.task = task_of(ray, _train, self.cpus, self.gpus)
         self.shared: Any = None
 
+    def check_model(self, session: Session) -> None:
+        """A worker reads the network, and runs an example through it: before anything is trained.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        config = session.config.model_copy(update={"device": session.accelerator.device.type})
+        batch = _moved(session.task.train.inputs[torch.arange(1)], torch.device("cpu"))
+        task = task_of(self.ray, _answer, self.cpus, self.gpus)
+        self._result(task.remote(config, _in_main_memory(session.model), batch))
+
+    def _result(self, ref: Any) -> Any:
+        return _result(self.ray, first_done(self.ray, [ref], cpus=self.cpus, gpus=self.gpus))
+
     def train_candidates(
         self,
         session: Session,
@@ -191,7 +209,7 @@ class _Crew:
             waiting[ref] = number
         with _cancelling(self.ray, waiting):
             for ref in list(waiting):
-                trained = _result(self.ray, first_done(self.ray, [ref], cpus=self.cpus, gpus=self.gpus))
+                trained = self._result(ref)
                 del waiting[ref]
                 yield trained
 
@@ -232,9 +250,23 @@ def _in_main_memory(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, moved)
 
 
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch on another device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 # Below: what runs in a worker.
 
 _known: dict[str, Session] = {}  # the run that this process works for
+
+
+def _answer(config: RunConfig, model: nn.Module, batch: Batch) -> None:
+    """Run a network of one's own, on this worker's device."""
+    device = start_accelerator(config).device
+    with torch.no_grad():
+        features(model.to(device).eval(), _moved(batch, device))
 
 
 def _train(

@@ -412,7 +412,7 @@ class ConvertsNothing(nn.Identity):
 
 
 def watched(doomed: str, sign: str) -> nn.Module:
-    """``tiny_model``, which on the doomed machine leaves a sign and comes to no end."""
+    """``tiny_model``, whose training on the doomed machine leaves a sign and comes to no end."""
 
     class Watched(nn.Module):
         def __init__(self, inner):  # from here, since a worker does not find this folder
@@ -422,7 +422,7 @@ def watched(doomed: str, sign: str) -> nn.Module:
         def forward(self, inputs):
             import ray
 
-            if ray.is_initialized() and ray.get_runtime_context().get_node_id() == doomed:
+            if self.training and ray.is_initialized() and ray.get_runtime_context().get_node_id() == doomed:
                 open(sign, "a").close()
                 time.sleep(LIMIT)
             return self.inner(inputs)
@@ -462,10 +462,11 @@ def test_a_race_on_ray_is_the_race_here(cluster):  # noqa: ARG001
         alike(config, runs[0], other)
 
 
-def test_a_model_that_no_worker_can_import_is_refused(cluster):  # noqa: ARG001
+def test_a_model_that_no_worker_can_import_is_refused_before_anything_is_trained(cluster):  # noqa: ARG001
     model = nn.Sequential(tiny_model(), ConvertsNothing())
+    stream = prune(tiny(executor="ray"), model=model, data=tiny_task())
     with pytest.raises(ValueError, match=r"cannot read what it was sent .*No module named"):
-        list(prune(tiny(executor="ray", dense_epochs=1), model=model, data=tiny_task()))
+        next(stream)
 
 
 def test_work_that_nobody_waits_for_is_given_up(cluster, tmp_path):  # noqa: ARG001
