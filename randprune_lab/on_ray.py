@@ -92,19 +92,18 @@ def in_cluster(
     """What ``work`` makes of each job, on Ray: each key with its result, in the order in which they come.
 
     A job that was lost too often has a ``Lost`` as its result, and the others go on; what one raises is raised here.
-    ``tell`` hears how many are done, of how many. A job takes ``gpus`` GPUs, and as many CPUs as it has ``threads``.
-    One that would itself give its candidates to Ray trains them where it is, with the same results.
+    ``tell`` hears how many are done, of how many. A job takes ``gpus`` GPUs, and as many CPUs as it has ``threads``;
+    with 0 GPUs its device "auto" is the CPU. One that would itself give its candidates to Ray trains them where it is,
+    with the same results.
 
     Raises:
-        ValueError: as ``connected``.
+        ValueError: as ``connected``; or a job wants a GPU, and ``gpus`` is 0.
     """
+    jobs = {key: _as_a_job(config, gpus) for key, config in jobs.items()}
     threads = {config.threads for config in jobs.values()}
     with connected(address, cpus=max(threads, default=1), gpus=gpus) as ray:
         tasks = {cpus: task_of(ray, work, cpus, gpus) for cpus in threads}  # what a task does is sent once
-        waiting = {}
-        for key, config in jobs.items():
-            plain = config.model_copy(update={"executor": "lockstep"}) if config.executor == "ray" else config
-            waiting[tasks[config.threads].remote(plain)] = key
+        waiting = {tasks[config.threads].remote(config): key for key, config in jobs.items()}
         with _cancelling(ray, waiting):
             while waiting:
                 least = min(jobs[key].threads for key in waiting.values())
@@ -117,6 +116,19 @@ def in_cluster(
                 key = waiting.pop(ready)
                 tell(len(jobs) - len(waiting), len(jobs))
                 yield key, result
+
+
+def _as_a_job(config: RunConfig, gpus: float) -> RunConfig:
+    """What a run is where it is one of many: it uses what Ray has given it, and asks Ray for nothing more."""
+    if config.device == "cuda" and not gpus:
+        raise ValueError(
+            "device = 'cuda' with ray_gpus = 0: Ray would give each run no GPU, and all would take the first one. Pass "
+            "ray_gpus=1 (0.5: two share one), or device='auto'."
+        )
+    changes = {"executor": "lockstep"} if config.executor == "ray" else {}
+    if config.device == "auto" and not gpus:  # a worker sees the GPUs of its machine, though they are not given to it
+        changes["device"] = "cpu"
+    return config.model_copy(update=changes)
 
 
 def _result(ray: Any, ref: Any) -> Any:

@@ -297,6 +297,16 @@ def test_what_went_wrong_in_a_worker_is_called_what_it_is(error, kind, said):
 
 
 @pytest.mark.usefixtures("pretended")
+def test_jobs_leave_gpus_alone_that_were_not_given_to_them():
+    jobs = {name: RunConfig(device=name) for name in ("auto", "cpu")}
+    assert dict(on_ray.in_cluster(lambda config: config.device, jobs)) == {"auto": "cpu", "cpu": "cpu"}
+    jobs["cuda"] = RunConfig(device="cuda")
+    assert dict(on_ray.in_cluster(lambda config: config.device, jobs, gpus=0.5)) == {name: name for name in jobs}
+    with pytest.raises(ValueError, match="device = 'cuda' with ray_gpus = 0"):
+        next(on_ray.in_cluster(lambda config: config.device, jobs))
+
+
+@pytest.mark.usefixtures("pretended")
 def test_a_run_that_is_lost_too_often_is_one_of_a_study_that_failed(monkeypatch, tmp_path):
     asked = study(seeds=2, lines={"IMP": {"method": "imp"}})
     bad = ray.exceptions.WorkerCrashedError()
