@@ -131,7 +131,11 @@ def run_study(
         ) from None
     try:
         refuse_another(folder, study)
-        check_kinds(list(missing(study, parent).values()))
+        to_make = list(missing(study, parent).values())
+        if spread is not None:  # this machine only asks: it need not have the devices of those that work
+            here = {"device": "auto", "executor": "lockstep"}
+            to_make = [config.model_copy(update=here) for config in to_make]
+        check_kinds(to_make)
         write_atomically(folder / STUDY, study.model_dump_json(indent=2))
         _make(study, parent, processes, spread, tell)
     finally:

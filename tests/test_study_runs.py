@@ -12,7 +12,8 @@ import time
 import filelock
 import psutil
 import pytest
-from small_studies import LINES, TINY, here, made, study
+import torch
+from small_studies import LINES, TINY, here, made, pretend, study
 
 from randprune_lab import store, study_runs
 from randprune_lab.config import RunConfig
@@ -142,6 +143,15 @@ def test_what_cannot_be_made_is_refused_before_work_starts(tmp_path):
     assert study_folders(tmp_path) == []
     with pytest.raises(ValueError, match=r"only results come back from it\. Pass kept = 'results'"):
         made(study(kept="weights"), tmp_path)
+
+
+def test_a_machine_that_only_asks_needs_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = study(base={"device": "cuda", "executor": "ray"}, seeds=1)
+    with pytest.raises(ValueError, match="device = 'cuda': not available here"):
+        run_study(asked, parent=tmp_path)
+    folder = pretend(asked, tmp_path)
+    assert read_state(folder).done == 2
 
 
 def test_kinds_are_told_apart_by_what_a_run_is_built_of():
