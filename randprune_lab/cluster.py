@@ -139,7 +139,8 @@ def _why_not(error: Exception, address: str, place: str) -> str:
     return (
         f"ray_address = {address!r}{stands_for}: no Ray cluster can be reached there ({reason}). Start one with ray "
         "start --head, on this machine or with this machine in it, or correct the address (auto is what RAY_ADDRESS "
-        "says, else the last cluster of this machine); without one Ray is started here."
+        "says, else the last cluster of this machine); without one Ray is started here. A run that was begun can go on "
+        "without a cluster: randprune resume RUN --executor lockstep."
     )
 
 

@@ -17,14 +17,14 @@ import psutil
 import pydantic
 import pytest
 import torch
-from small import same_tensors, tiny, tiny_model, tiny_task
+from small import same_tensors, small, stop_after, tiny, tiny_model, tiny_task
 from small_studies import study
 from torch import nn
 
 from randprune_lab import cluster as cluster_module
-from randprune_lab import on_ray, study_runs
+from randprune_lab import engine, jobs, on_ray, store, study_runs, work
 from randprune_lab.cluster import connected, first_done
-from randprune_lab.config import RunConfig
+from randprune_lab.config import FREE, RunConfig
 from randprune_lab.engine import prune
 from randprune_lab.events import CandidateScored, Checkpoint, RunStarted
 from randprune_lab.studies import expand
@@ -327,6 +327,36 @@ def test_candidates_that_are_lost_too_often_end_a_run_with_a_sentence(monkeypatc
     assert code == 2
     assert "a worker of Ray was lost 6 times" in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_a_run_whose_cluster_is_gone_goes_on_elsewhere(pretended, monkeypatch, tmp_path, command):  # noqa: ARG001
+    config = small(executor="ray", ray_address="127.0.0.1:1", max_steps_per_epoch=2)
+    stop_after(tmp_path, config, 4)
+    monkeypatch.undo()  # it was on a cluster that was there
+    code, _, err = command("resume", tmp_path)
+    assert code == 2
+    assert "no Ray cluster can be reached there" in " ".join(err.split())
+    code, _, err = command("resume", tmp_path, "--executor", "lockstp")
+    assert code == 2
+    assert "executor" in err
+    code, _, err = command("resume", tmp_path, "--executor", "lockstep", "--ray-address", "none", "--ray-gpus", "0")
+    assert code == 0, err
+    assert store.summary(tmp_path).status == "finished"
+
+
+def test_in_the_background_too_a_run_goes_on_as_it_is_told(monkeypatch, tmp_path):
+    stop_after(tmp_path / "run", small(), 4)
+    given = {"wave": 2, "executor": "ray", "ray_address": "", "ray_gpus": 0.5}
+    assert set(given) == set(FREE)
+    with pytest.raises(ValueError, match=r"ray_gpus = 1\.5"):
+        jobs.resume(tmp_path / "run", ray_gpus=1.5)
+    begun, seen = [], []
+    monkeypatch.setattr(jobs, "begin", lambda _, __, *arguments: begun.extend(arguments))
+    jobs.resume(tmp_path / "run", **given)
+    monkeypatch.setattr(work, "_lower_priority", lambda: None)
+    monkeypatch.setattr(engine, "prune", lambda config, **_: seen.append(config) or iter(()))
+    work.main([str(tmp_path / "run"), *begun])
+    assert [{name: getattr(config, name) for name in FREE} for config in seen] == [given]
 
 
 def test_a_network_is_sent_without_a_copy_of_its_weights(monkeypatch):
