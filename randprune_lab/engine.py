@@ -94,9 +94,9 @@ def prune(
         ValueError: before anything is trained: config, model, data and checkpoint do not fit one another; later: the
             criterion's scores do not fit the weights.
         Diverged: a loss became NaN or infinite, while the network was trained or for every candidate.
-        OutOfMemory: the run can be resumed with a smaller ``wave``, which changes no result.
+        OutOfMemory: the run can be resumed with less at a time, as the text says, which changes no result.
     """
-    with telling_of_memory():
+    with telling_of_memory(config):
         run = _Run(config, {"model": model, "task": data, "criterion": criterion}, resume)
         on_ray.check(config, run.session.accelerator.device)
         return _steps(run)
@@ -108,7 +108,7 @@ def _steps(run: _Run) -> Said:
     torch.use_deterministic_algorithms(run.config.deterministic)
     test: Score | None = None
     try:
-        with telling_of_memory(), on_ray.executor(run.session) as run.train:
+        with telling_of_memory(run.config), on_ray.executor(run.session) as run.train:
             yield from run.begin()
             if run.at("dense"):
                 yield from run.train_dense()

@@ -359,6 +359,20 @@ def test_in_the_background_too_a_run_goes_on_as_it_is_told(monkeypatch, tmp_path
     assert [{name: getattr(config, name) for name in FREE} for config in seen] == [given]
 
 
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize(
+    ("method", "fix", "idle"), [("randomized", "--executor serial", "--wave 1"), ("imp", "--wave 1", "--ray-gpus")]
+)
+def test_what_helps_where_memory_runs_out_is_named(monkeypatch, tmp_path, command, method, fix, idle):
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
+    monkeypatch.setattr(engine.Phase, "epoch", raising(torch.OutOfMemoryError("CUDA out of memory")))
+    code, _, err = command("run", "--executor", "ray", "--method", method, "--no-controls", "--device", "cpu")
+    assert code == 2
+    said = " ".join(err.split())
+    assert re.search(rf"Resume with .*{fix}.* Go on with: randprune resume \S+ {fix}", said)
+    assert idle not in said
+
+
 def test_a_network_is_sent_without_a_copy_of_its_weights(monkeypatch):
     """On a GPU the copy would be a second network there."""
     inner = tiny_model()
