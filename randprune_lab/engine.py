@@ -6,8 +6,10 @@ The algorithm as printed rewinds after its loop over the candidates; every candi
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import importlib.metadata
 import math
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -138,6 +140,13 @@ def best(scores: list[CandidateScored]) -> int:
     return -max(judged)[2]
 
 
+def _version() -> str:
+    """Of this package; "" in a checkout that is not installed."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("randprune-lab")
+    return ""
+
+
 class _Run:
     """A run's state, and the steps that change it."""
 
@@ -214,6 +223,12 @@ class _Run:
             yield Resumed(self.resume.events, self.resume.recorded)
             for damaged in self.resume.damaged:
                 yield Warned(f"checkpoint {damaged} is damaged and was passed over; the one before it is used.")
+            before, now = self.resume.processes, ranks.number()
+            if self.resume.events and before not in (None, now):
+                yield Warned(
+                    f"the run was begun with processes = {before} and goes on with {now}: sums are rounded in another "
+                    "order, and results may differ in their last digits from those of either number."
+                )
         if self.resume is None or self.resume.events == 0:
             yield RunStarted(
                 config=self.config.model_dump(mode="json"),
@@ -224,6 +239,8 @@ class _Run:
                 deterministic=self.config.deterministic or self.session.accelerator.device.type == "cpu",
                 metric=self.session.task.metric,
                 data=self.session.task.digest(),
+                processes=ranks.number(),
+                lab=_version(),
             )
             for note in self.session.task.notes:
                 yield Warned(note)
