@@ -136,7 +136,8 @@ def best(scores: list[CandidateScored]) -> int:
         if score.selection is not None and math.isfinite(score.selection.loss) and not score.steps
     ]
     if not judged:
-        raise Diverged(f"every candidate failed; the first: {next(score.failed for score in scores if score.failed)}")
+        who = " that the race did not drop" * any(score.steps for score in scores)
+        raise Diverged(f"every candidate{who} failed; the first: {next(each.failed for each in scores if each.failed)}")
     return -max(judged)[2]
 
 
