@@ -18,7 +18,7 @@ import pydantic
 import pytest
 import torch
 from small import same_tensors, small, stop_after, tiny, tiny_model, tiny_task
-from small_studies import study
+from small_studies import made, study
 from torch import nn
 
 from randprune_lab import cluster as cluster_module
@@ -28,6 +28,7 @@ from randprune_lab.config import FREE, RunConfig
 from randprune_lab.engine import prune
 from randprune_lab.events import CandidateScored, Checkpoint, RunStarted
 from randprune_lab.studies import expand
+from randprune_lab.study_results import gather, write_results
 from randprune_lab.study_runs import events_of, on_cluster, read_state, run_study
 
 ray = pytest.importorskip("ray")
@@ -38,19 +39,27 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 CPU = torch.device("cpu")
-LIMIT = 170  # seconds, after which a test gives up
+LIMIT = 170  # seconds, after which a test, or what it stands on, gives up
 
 
-@pytest.fixture(autouse=True)
+@contextlib.contextmanager
 def in_time():
     def give_up(*_):
         raise TimeoutError(f"{LIMIT} seconds are over")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(LIMIT)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
+def _in_time():
+    with in_time():
+        yield
 
 
 def alike(config: RunConfig, one: list, other: list) -> None:
@@ -183,7 +192,7 @@ def test_a_checkout_that_is_not_installed_is_told(monkeypatch):
 
 def test_a_ray_of_ones_own_leaves_nothing_behind_when_a_run_fails():
     before, handler = set(psutil.Process().children(recursive=True)), signal.getsignal(signal.SIGTERM)
-    config = tiny(executor="ray", candidates=2, dense_epochs=1)
+    config = tiny(executor="ray", candidates=2, dense_epochs=1, threads=os.cpu_count())  # one worker at a time
     stream = prune(config, model=tiny_model(), data=tiny_task())
     judged = next(event for event in stream if isinstance(event, CandidateScored))
     (machine,) = ray.nodes()
@@ -395,13 +404,18 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    stack = contextlib.ExitStack()
     try:
-        made.add_node(num_cpus=1)
-        with connected(made.address, cpus=1, gpus=0.0):
-            yield made
+        with in_time():
+            bare = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+            made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1} | bare)
+            stack.callback(made.shutdown)
+            made.add_node(num_cpus=1)
+            stack.enter_context(connected(made.address, cpus=1, gpus=0.0))
+        yield made
     finally:
-        made.shutdown()
+        with in_time():
+            stack.close()
 
 
 def test_another_version_anywhere_is_refused(cluster, monkeypatch):  # noqa: ARG001
@@ -465,53 +479,33 @@ class ConvertsNothing(nn.Identity):
     """Of a module that only this process has."""
 
 
-def watched(doomed: str, sign: str) -> nn.Module:
-    """``tiny_model``, whose training on the doomed machine leaves a sign and comes to no end."""
+def dying_once(sign: str) -> nn.Module:
+    """``tiny_model``, which kills the first worker that trains it, and leaves a sign."""
+    asker = os.getpid()
 
-    class Watched(nn.Module):
+    class DyingOnce(nn.Module):
         def __init__(self, inner):  # from here, since a worker does not find this folder
             super().__init__()
             self.inner = inner
 
         def forward(self, inputs):
-            import ray
-
-            if self.training and ray.is_initialized() and ray.get_runtime_context().get_node_id() == doomed:
-                open(sign, "a").close()
-                time.sleep(LIMIT)
+            if self.training and os.getpid() != asker:
+                with contextlib.suppress(FileExistsError):
+                    os.close(os.open(sign, os.O_CREAT | os.O_EXCL))
+                    os.kill(os.getpid(), signal.SIGKILL)
             return self.inner(inputs)
 
-    return Watched(tiny_model())
+    return DyingOnce(tiny_model())
 
 
-def test_a_machine_that_is_lost_in_the_middle_changes_nothing(cluster, tmp_path):
-    (machine,) = cluster.worker_nodes
+def test_a_race_on_ray_is_the_race_here_though_a_worker_is_lost_in_the_middle(cluster, tmp_path):  # noqa: ARG001
     sign = tmp_path / "reached"
-    config = tiny(candidates=4, dense_epochs=1, max_epochs=1)
-    parts = {"model": watched(machine.node_id, str(sign)), "data": tiny_task()}
-
-    def pull_the_plug():
-        while not sign.exists():
-            time.sleep(0.05)
-        cluster.remove_node(machine, allow_graceful=False)
-
-    thread = threading.Thread(target=pull_the_plug, daemon=True)
-    thread.start()
-    lost = list(prune(config.model_copy(update={"executor": "ray"}), **parts))
-    thread.join(LIMIT)
-    assert sign.exists()
-    while [node["Alive"] for node in ray.nodes()].count(True) > 1:
-        time.sleep(0.1)  # the cluster looks at its machines every few seconds
-    parts = {"model": watched("", ""), "data": tiny_task()}
-    alike(config, lost, list(prune(config.model_copy(update={"executor": "serial"}), **parts)))
-
-
-def test_a_race_on_ray_is_the_race_here(cluster):  # noqa: ARG001
     config = tiny(candidates=5, dense_epochs=1, max_epochs=1, racing=True, emep_epochs=2)
     runs = [
-        list(prune(config.model_copy(update={"executor": name}), model=tiny_model(), data=tiny_task()))
+        list(prune(config.model_copy(update={"executor": name}), model=dying_once(str(sign)), data=tiny_task()))
         for name in ("ray", "serial", "lockstep")
     ]
+    assert sign.exists()
     for other in runs[1:]:
         alike(config, runs[0], other)
 
@@ -521,6 +515,43 @@ def test_a_model_that_no_worker_can_import_is_refused_before_anything_is_trained
     stream = prune(tiny(executor="ray"), model=model, data=tiny_task())
     with pytest.raises(ValueError, match=r"cannot read what it was sent .*No module named"):
         next(stream)
+
+
+def test_a_study_whose_machine_is_lost_in_the_middle_comes_to_the_same(cluster, monkeypatch, tmp_path):
+    """Whatever comes to the doomed machine leaves a sign, and comes to no end."""
+    (machine,) = cluster.worker_nodes
+    doomed, sign = machine.node_id, str(tmp_path / "reached")
+
+    def work(config):
+        if ray.get_runtime_context().get_node_id() == doomed:
+            open(sign, "a").close()
+            time.sleep(LIMIT)
+        return events_of(config)
+
+    def pull_the_plug():
+        until = time.monotonic() + LIMIT
+        while not os.path.exists(sign) and time.monotonic() < until:
+            time.sleep(0.05)
+        cluster.remove_node(machine, allow_graceful=False)
+
+    monkeypatch.setattr(study_runs, "events_of", work)
+    thread = threading.Thread(target=pull_the_plug, daemon=True)
+    thread.start()
+    asked = study()
+    folders = [
+        run_study(asked, parent=tmp_path / "there", spread=on_cluster("auto", 0.0)),
+        made(asked, tmp_path / "here"),
+    ]
+    thread.join(LIMIT)
+    assert os.path.exists(sign)
+    for folder in folders:
+        assert read_state(folder).failed == {}
+        write_results(folder, gather(asked, folder.parent))
+    for name in ("results.csv", "candidates.csv"):
+        there, here = ((folder / name).read_bytes() for folder in folders)
+        assert there == here
+    while [node["Alive"] for node in ray.nodes()].count(True) > 1:
+        time.sleep(0.1)  # the cluster looks at its machines every few seconds
 
 
 def test_work_that_nobody_waits_for_is_given_up(cluster, tmp_path):  # noqa: ARG001
