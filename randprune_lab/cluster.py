@@ -146,8 +146,10 @@ def _why_not(error: Exception, address: str, place: str) -> str:
 
 def _check_same(ray: Any, address: str) -> None:
     """A process is connected to one cluster at a time."""
+    if address in ("", "auto"):
+        return
     here = str(ray.get_runtime_context().gcs_address)
-    if address not in ("", "auto") and _by_number(_resolved(ray, address)) != _by_number(here):
+    if _by_number(_resolved(ray, address)) != _by_number(here):
         raise ValueError(
             f"ray_address = {address!r}: this process is connected to another cluster already, at {here}. Call "
             "ray.shutdown() first, or pass that address."

@@ -110,8 +110,9 @@ def _steps(run: _Run) -> Said:
     torch.use_deterministic_algorithms(run.config.deterministic)
     test: Score | None = None
     try:
-        with telling_of_memory(run.config), on_ray.executor(run.session) as run.train:
-            yield from run.begin()
+        with telling_of_memory(run.config), contextlib.ExitStack() as around:
+            yield from run.begin()  # first, so that a run that Ray then refuses can be resumed without it
+            run.train = around.enter_context(on_ray.executor(run.session))
             if run.at("dense"):
                 yield from run.train_dense()
             run.take_teacher()

@@ -513,6 +513,7 @@ def test_a_race_on_ray_is_the_race_here_though_a_worker_is_lost_in_the_middle(cl
 def test_a_model_that_no_worker_can_import_is_refused_before_anything_is_trained(cluster):  # noqa: ARG001
     model = nn.Sequential(tiny_model(), ConvertsNothing())
     stream = prune(tiny(executor="ray"), model=model, data=tiny_task())
+    assert next(stream).kind == "run_started"
     with pytest.raises(ValueError, match=r"cannot read what it was sent .*No module named"):
         next(stream)
 
