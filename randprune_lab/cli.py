@@ -301,6 +301,15 @@ def _tracked(events: Iterator[Event], config: RunConfig, folder: Path, trackers:
 def resume(
     name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run, or its folder.")],
     wave: Annotated[int | None, typer.Option(min=1, help="Candidates at once from now on; changes no result.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="lockstep, serial or ray from now on; changes no result.", metavar="VALUE")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Another cluster from now on; none: start one.", metavar="VALUE")
+    ] = None,
+    ray_gpus: Annotated[
+        float | None, typer.Option(help="GPUs of each candidate on Ray from now on.", metavar="VALUE")
+    ] = None,
     track: _Track = "",
     detach: _Detach = False,
     as_json: Json = False,
@@ -312,13 +321,14 @@ def resume(
     from randprune_lab.tracking import parse_trackers
 
     trackers, folder = parse_trackers(track), _folder_of(name)
+    ray_address = "" if ray_address == "none" else ray_address
     if detach:
         _refuse_detached(track)
-        jobs.resume(folder, wave=wave)
+        jobs.resume(folder, wave=wave, executor=executor, ray_address=ray_address, ray_gpus=ray_gpus)
         _tell_started([folder], as_json=as_json)
         return
-    config = store.read_config(folder)
-    config = config.model_copy(update={"wave": wave}) if wave is not None else config
+    free = {"wave": wave, "executor": executor, "ray_address": ray_address, "ray_gpus": ray_gpus}
+    config = jobs.going_on(store.read_config(folder), free)
     beside = _is_beside(config)
     stream = prune(config, resume=store.last_checkpoint(folder))
     if beside:

@@ -8,10 +8,11 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,37 @@ import psutil
 
 PATIENCE = 5.0  # seconds that a cluster has to answer
 LONG_PATIENCE = 120.0  # and its machines to start a process that imports torch
+LOOK = 30.0  # seconds of waiting, after which one looks whether a machine is left for what is waited for
 RETRIES = 5  # of what was lost with a worker or a machine
-PACKAGES = ("randprune-lab", "torch", "transformers")
+PACKAGES = ("randprune-lab", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 
 
 @contextlib.contextmanager
-def connected(address: str, *, cpus: int, gpus: float, known: bool = False) -> Iterator[Any]:
+def connected(address: str, *, cpus: int, gpus: float, check_versions: bool = True) -> Iterator[Any]:
     """Ray, with machines that fit: those of the cluster at ``address``; "": of one that is started here, for this.
 
-    ``known``: their versions were looked at before. A process that is connected already stays with its cluster. The
+    ``check_versions``: of its machines; once is enough. A process that is connected already stays with its cluster. The
     local one is bound to 127.0.0.1; when this is over nothing of it is left.
 
     Raises:
-        ValueError: Ray is not installed; the cluster cannot be reached; no machine has as many CPUs and GPUs as a task
-            asks for; a machine has another version of what results depend on.
+        ValueError: Ray is not installed; the cluster cannot be reached, or this process is connected to another one; no
+            machine has as many CPUs and GPUs as a task asks for; a machine has another version of what results depend
+            on.
     """
     ray = import_ray()
     mine = not ray.is_initialized()
     if mine:
         _connect(ray, address)
+    else:
+        _check_same(ray, address)
     try:
-        machines = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        _check_sizes(machines, cpus, gpus)
-        if not known and (address or not mine):
+        machines = _machines(ray)
+        if not _fits(machines, cpus, gpus):
+            raise ValueError(
+                f"threads = {cpus}, ray_gpus = {gpus:g}: no machine of the cluster has as many CPUs and GPUs "
+                f"({_told(machines)}). Ask for less."
+            )
+        if check_versions and (address or not mine):
             _check_versions(ray, machines, cpus)
         yield ray
     finally:
@@ -50,8 +59,18 @@ def connected(address: str, *, cpus: int, gpus: float, known: bool = False) -> I
 
 
 def versions() -> dict[str, str]:
-    """What results depend on, of this machine; of this package also which source it is, as a digest."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    """What results depend on, of this machine; of this package also which source it is, as a digest.
+
+    Raises:
+        ValueError: a package is not installed, such as this one where its files alone were copied.
+    """
+    try:
+        found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed on {platform.node()}: all machines of a cluster must have the same "
+            "version, and there it cannot be told. Run pip install (of a checkout: pip install -e .)."
+        ) from error
     source = hashlib.blake2b(digest_size=4)
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source.update(path.read_bytes())
@@ -81,9 +100,12 @@ def _connect(ray: Any, address: str) -> None:
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         settings |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    host, _, port = address.rpartition(":")
     handler, before = signal.getsignal(signal.SIGTERM), _started()
+    place = address
     try:
+        if address == "auto":
+            place = _resolved(ray, address)  # which may be long gone
+        host, _, port = place.rpartition(":")
         if host:
             _knock(host.strip("[]"), int(port))
         with contextlib.nullcontext() if address else _on_loopback(ray):
@@ -92,17 +114,69 @@ def _connect(ray: Any, address: str) -> None:
         for process in _started() - before:  # of a start that failed
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        reason = str(error).strip().split("\n")[0]
-        if not address:
-            raise ValueError(f"executor = 'ray': it does not start here ({reason}). Try again, or lockstep.") from error
-        raise ValueError(
-            f"ray_address = {address!r}: no Ray cluster can be reached there ({reason}). Start one with ray start "
-            "--head, on this machine or with this machine in it, or correct the address; without one Ray is started "
-            "here."
-        ) from error
+        raise ValueError(_why_not(error, address, place)) from error
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _why_not(error: Exception, address: str, place: str) -> str:
+    """Why Ray did not start, or the cluster that was looked for at ``place`` cannot be had, and what to do."""
+    reason = str(error).strip().split("\n")[0]
+    if not address:
+        return (
+            f"executor = 'ray': it does not start here ({reason}). Try again; start one with ray start --head, and "
+            "pass ray_address='auto'; or pass executor='lockstep'."
+        )
+    # Ray puts the versions on lines of their own: the cluster's, then those of this process.
+    versions = re.findall(r"^ *(?:Ray|Python): (\S+)$", str(error), re.MULTILINE)
+    if reason.startswith("Version mismatch") and len(versions) == 4:
+        return (
+            "ray_address = {!r}: the cluster there has Ray {} and Python {}, this machine has Ray {} and Python {}: "
+            "must be equal. Install the same versions on all of them."
+        ).format(address, *versions)
+    stands_for = f", which is {place}" if place != address else ""
+    return (
+        f"ray_address = {address!r}{stands_for}: no Ray cluster can be reached there ({reason}). Start one with ray "
+        "start --head, on this machine or with this machine in it, or correct the address (auto is what RAY_ADDRESS "
+        "says, else the last cluster of this machine); without one Ray is started here. A run that was begun can go on "
+        "without a cluster: randprune resume RUN --executor lockstep."
+    )
+
+
+def _check_same(ray: Any, address: str) -> None:
+    """A process is connected to one cluster at a time."""
+    if address in ("", "auto"):
+        return
+    here = str(ray.get_runtime_context().gcs_address)
+    if _by_number(_resolved(ray, address)) != _by_number(here):
+        raise ValueError(
+            f"ray_address = {address!r}: this process is connected to another cluster already, at {here}. Call "
+            "ray.shutdown() first, or pass that address."
+        )
+
+
+def _by_number(address: str) -> tuple[str, str]:
+    """Host and port; a host that has a name by its number."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        host = socket.gethostbyname(host)
+    return host, port
+
+
+def _resolved(ray: Any, address: str) -> str:
+    """The HOST:PORT that Ray connects to when asked for ``address``; that itself where this Ray does not tell.
+
+    Raises:
+        OSError: auto stands for nothing.
+        ValueError: RAY_ADDRESS is none.
+    """
+    services = getattr(ray._private, "services", None)
+    find = getattr(services, "canonicalize_bootstrap_address", lambda given: given)
+    found = find(address)
+    if not found:
+        raise ConnectionError(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')!r} names no cluster")
+    return str(found)
 
 
 def _knock(host: str, port: int) -> None:
@@ -125,10 +199,15 @@ def _on_loopback(ray: Any) -> Iterator[None]:
     """A Ray that is started inside keeps to 127.0.0.1, as it does on Windows and macOS by itself.
 
     Elsewhere it would listen to the network, and whoever can speak to Ray can run programs. There is no public setting:
-    127.0.0.1 as the node's address is taken for a mistake. Should a later Ray have none of this, it asks for a token.
+    127.0.0.1 as the node's address is taken for a mistake. A later Ray that no longer has this one is not started.
+
+    Raises:
+        ValueError: this Ray cannot be kept to 127.0.0.1.
     """
-    constants = ray._private.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER
+    constants = getattr(ray._private, "ray_constants", None)
+    before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    if constants is None or before is None:
+        raise ValueError(f"Ray {ray.__version__} cannot be kept to 127.0.0.1, and would listen to the network")
     constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
@@ -146,14 +225,46 @@ def _started() -> set[psutil.Process]:
     return found
 
 
-def _check_sizes(machines: Mapping[str, Any], cpus: int, gpus: float) -> None:
-    kinds = {(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in machines.values()}
-    if not any(have_cpus >= cpus and have_gpus >= gpus for have_cpus, have_gpus in kinds):
-        have = "; ".join(f"{have_cpus:g} CPUs and {have_gpus:g} GPUs" for have_cpus, have_gpus in sorted(kinds))
-        raise ValueError(
-            f"threads = {cpus}, ray_gpus = {gpus:g}: no machine of the cluster has as many (they have {have}). "
-            "Ask for less."
-        )
+def first_done(ray: Any, refs: Sequence[Any], *, cpus: int, gpus: float) -> Any:
+    """The first of ``refs`` that is done, of tasks that ask for so many CPUs and GPUs.
+
+    Ray would wait for ever for a machine that does not come back.
+
+    Raises:
+        ValueError: no machine is left that has as many; one that starts anew may be away for ``LOOK`` seconds.
+    """
+    missed = False
+    while True:
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=LOOK)
+        if ready:
+            return ready[0]
+        machines = _machines(ray)
+        fits = _fits(machines, cpus, gpus)
+        if not fits and missed:
+            raise ValueError(
+                f"the cluster has lost its last machine with {cpus} CPUs and {gpus:g} GPUs ({_told(machines)}). What "
+                "is finished stays: start a machine again, then go on, or go on without Ray (executor='lockstep')."
+            )
+        missed = not fits
+
+
+def _machines(ray: Any) -> dict[str, Any]:
+    """Those of the cluster that are alive, by their numbers."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+
+def _sizes(machines: Mapping[str, Any]) -> set[tuple[float, float]]:
+    """CPUs and GPUs."""
+    return {(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in machines.values()}
+
+
+def _fits(machines: Mapping[str, Any], cpus: int, gpus: float) -> bool:
+    return any(have_cpus >= cpus and have_gpus >= gpus for have_cpus, have_gpus in _sizes(machines))
+
+
+def _told(machines: Mapping[str, Any]) -> str:
+    have = "; ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in sorted(_sizes(machines)))
+    return f"they have {have}" if have else "none is left"
 
 
 def _check_versions(ray: Any, machines: Mapping[str, Any], cpus: int) -> None:

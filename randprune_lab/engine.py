@@ -6,8 +6,10 @@ The algorithm as printed rewinds after its loop over the candidates; every candi
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import importlib.metadata
 import math
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -94,9 +96,9 @@ def prune(
         ValueError: before anything is trained: config, model, data and checkpoint do not fit one another; later: the
             criterion's scores do not fit the weights.
         Diverged: a loss became NaN or infinite, while the network was trained or for every candidate.
-        OutOfMemory: the run can be resumed with a smaller ``wave``, which changes no result.
+        OutOfMemory: the run can be resumed with less at a time, as the text says, which changes no result.
     """
-    with telling_of_memory():
+    with telling_of_memory(config):
         run = _Run(config, {"model": model, "task": data, "criterion": criterion}, resume)
         on_ray.check(config, run.session.accelerator.device)
         return _steps(run)
@@ -108,8 +110,9 @@ def _steps(run: _Run) -> Said:
     torch.use_deterministic_algorithms(run.config.deterministic)
     test: Score | None = None
     try:
-        with telling_of_memory(), on_ray.executor(run.config) as run.train:
-            yield from run.begin()
+        with telling_of_memory(run.config), contextlib.ExitStack() as around:
+            yield from run.begin()  # first, so that a run that Ray then refuses can be resumed without it
+            run.train = around.enter_context(on_ray.executor(run.session))
             if run.at("dense"):
                 yield from run.train_dense()
             run.take_teacher()
@@ -134,8 +137,16 @@ def best(scores: list[CandidateScored]) -> int:
         if score.selection is not None and math.isfinite(score.selection.loss) and not score.steps
     ]
     if not judged:
-        raise Diverged(f"every candidate failed; the first: {next(score.failed for score in scores if score.failed)}")
+        who = " that the race did not drop" * any(score.steps for score in scores)
+        raise Diverged(f"every candidate{who} failed; the first: {next(each.failed for each in scores if each.failed)}")
     return -max(judged)[2]
+
+
+def _version() -> str:
+    """Of this package; "" in a checkout that is not installed."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("randprune-lab")
+    return ""
 
 
 class _Run:
@@ -214,6 +225,12 @@ class _Run:
             yield Resumed(self.resume.events, self.resume.recorded)
             for damaged in self.resume.damaged:
                 yield Warned(f"checkpoint {damaged} is damaged and was passed over; the one before it is used.")
+            before, now = self.resume.processes, ranks.number()
+            if self.resume.events and before not in (None, now):
+                yield Warned(
+                    f"the run was begun with processes = {before} and goes on with {now}: sums are rounded in another "
+                    "order, and results may differ in their last digits from those of either number."
+                )
         if self.resume is None or self.resume.events == 0:
             yield RunStarted(
                 config=self.config.model_dump(mode="json"),
@@ -224,6 +241,8 @@ class _Run:
                 deterministic=self.config.deterministic or self.session.accelerator.device.type == "cpu",
                 metric=self.session.task.metric,
                 data=self.session.task.digest(),
+                processes=ranks.number(),
+                lab=_version(),
             )
             for note in self.session.task.notes:
                 yield Warned(note)

@@ -57,6 +57,8 @@ class RunStarted(Event):
         device, torch, deterministic: what the numbers depend on besides the configuration.
         metric: the name of what ``Score.metric`` holds.
         data: a digest of the examples and labels.
+        processes: that do the run together.
+        lab: the version of this package; "" where it is not installed, and in runs of before it was told.
     """
 
     kind = "run_started"
@@ -68,6 +70,8 @@ class RunStarted(Event):
     deterministic: bool
     metric: str = "accuracy"
     data: str = ""
+    processes: int = 1
+    lab: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +277,7 @@ class Checkpoint:
         damaged: checkpoints that could not be read and were passed over.
         config: what the run was started with; None if unknown.
         data: the digest of what the run was trained on; "" if unknown.
+        processes: by how many the run was begun; None if unknown.
         files: the finished network as its own library saves it, by file name; empty: weights alone.
     """
 
@@ -286,4 +291,5 @@ class Checkpoint:
     damaged: tuple[str, ...] = ()
     config: dict[str, Any] | None = None
     data: str = ""
+    processes: int | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)

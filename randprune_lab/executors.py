@@ -129,13 +129,20 @@ def standing(score: Score, candidate: int) -> tuple[float, float, int]:
 
 
 def _halved(trained: Iterable[Trained], room: int) -> tuple[dict[int, State], list[Trained]]:
-    """The states of those that stay where there is ``room``, the plain mask and the best others; and those that go."""
-    field = list(trained)
-    scores = {each.number: each.score for each in field if each.score is not None}
-    first = sorted(scores, key=lambda number: (number == 0, standing(scores[number], number)), reverse=True)
-    stay = first[:room]
-    states = {each.number: each.state for each in field if each.number in stay}
-    return states, [dataclasses.replace(each, state={}) for each in field if each.number not in stay]
+    """The states of those that stay where there is ``room``, the plain mask and the best others; and those that go.
+
+    A state is dropped as soon as ``room`` better ones are known: each is a network and its optimizer.
+    """
+    field: list[Trained] = []
+    scores: dict[int, Score] = {}
+    states: dict[int, State] = {}
+    for each in trained:
+        field.append(dataclasses.replace(each, state={}))
+        if each.score is not None:
+            scores[each.number], states[each.number] = each.score, each.state
+        if len(states) > room:
+            del states[min(states, key=lambda number: (number == 0, standing(scores[number], number)))]
+    return states, [each for each in field if each.number not in states]
 
 
 def _wave(

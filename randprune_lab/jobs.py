@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +87,32 @@ def start_all(configs: Sequence[RunConfig], *, parent: Path | None = None) -> li
     return folders
 
 
-def resume(folder: str | Path, *, wave: int | None = None) -> None:
+def resume(
+    folder: str | Path,
+    *,
+    wave: int | None = None,
+    executor: str | None = None,
+    ray_address: str | None = None,
+    ray_gpus: float | None = None,
+) -> None:
     """Let a run go on from its last finished piece of work, when its turn comes.
 
     Args:
         folder: of the run.
-        wave: candidates trained at once from now on; None: as its configuration says. It changes no result.
+        wave: candidates trained at once from now on; None, here and below: as its configuration says. None of these
+            changes a result.
+        executor: where candidates are judged from now on, such as "lockstep" where the cluster is gone.
+        ray_address: the cluster from now on; "": one is started.
+        ray_gpus: GPUs of each candidate from now on.
 
     Raises:
-        ValueError: it waits or works already, is finished or damaged, or nothing can be written there.
+        ValueError: it waits or works already, is finished or damaged, a setting cannot be, or nothing can be written
+            there.
     """
     folder = Path(folder).absolute()
     count = slots()
-    _refuse_objects(store.read_config(folder))
+    free = {"wave": wave, "executor": executor, "ray_address": ray_address, "ray_gpus": ray_gpus}
+    _refuse_objects(going_on(store.read_config(folder), free))
     with statuses.queue_lock(folder.parent):
         found = status(folder)
         if found.is_live:
@@ -109,7 +123,18 @@ def resume(folder: str | Path, *, wave: int | None = None) -> None:
             (folder / CANCEL).unlink(missing_ok=True)
             (folder / statuses.RESERVE).unlink(missing_ok=True)
             statuses.write(folder, Record(state="queued", queued_at=time.time_ns()))
-            _launch(folder, count, *(() if wave is None else ("--wave", str(wave))))
+            given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in free.items() if value is not None]
+            _launch(folder, count, *itertools.chain(*given))
+
+
+def going_on(config: RunConfig, free: Mapping[str, Any]) -> RunConfig:
+    """A run's configuration with other settings out of ``config.FREE`` where they are not None.
+
+    Raises:
+        ValueError: one of them cannot be.
+    """
+    given = {name: value for name, value in free.items() if value is not None}
+    return RunConfig.model_validate(config.model_dump() | given)
 
 
 def _refuse_objects(config: RunConfig) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -17,13 +18,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from randprune_lab.cluster import RETRIES, connected, import_ray, last_line, task_of
-from randprune_lab.config import RunConfig
-from randprune_lab.distill import Teacher
+from randprune_lab.cluster import RETRIES, connected, first_done, import_ray, last_line, task_of
+from randprune_lab.config import OBJECT, RunConfig
+from randprune_lab.distill import Teacher, features
 from randprune_lab.executors import State, Train, Trained, train_candidates
 from randprune_lab.masks import Masks, pack, unpack
 from randprune_lab.methods import hooks_of
-from randprune_lab.splits import Task
+from randprune_lab.splits import Batch, Task
 from randprune_lab.training import Session, start_accelerator, using_threads
 
 Key = TypeVar("Key")
@@ -31,17 +32,23 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def executor(config: RunConfig) -> Iterator[Train]:
+def executor(session: Session) -> Iterator[Train]:
     """Where a run's candidates are trained: here; or on Ray, which is connected, or started, inside.
 
+    A run that compares nothing has nothing to give away.
+
     Raises:
-        ValueError: as ``check``, which comes first and looks closer.
+        ValueError: as ``check``, which comes first and looks closer; or a network of one's own cannot be sent.
     """
-    if config.executor != "ray":
+    config = session.config
+    if config.executor != "ray" or not config.compares:
         yield train_candidates
         return
-    with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus, known=True) as ray:
-        yield _Crew(ray, config).train_candidates
+    with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus, check_versions=False) as ray:
+        crew = _Crew(ray, config)
+        if config.model == OBJECT or ":" in config.model:  # it may be of a module that only this machine has
+            crew.check_model(session)
+        yield crew.train_candidates
 
 
 def check(config: RunConfig, device: torch.device) -> None:
@@ -50,7 +57,7 @@ def check(config: RunConfig, device: torch.device) -> None:
     Raises:
         ValueError: as ``connected``; or the candidates would be trained on another kind of device than the rest.
     """
-    if config.executor != "ray":
+    if config.executor != "ray" or not config.compares:
         return
     if (device.type == "cuda") != (config.ray_gpus > 0):
         fix = "Pass ray_gpus=1 (0.5: two share one)" if device.type == "cuda" else "Pass ray_gpus=0"
@@ -58,11 +65,20 @@ def check(config: RunConfig, device: torch.device) -> None:
             f"ray_gpus = {config.ray_gpus:g}, and the run is on {device.type}: candidates must be trained on the same "
             f"kind of device as the rest. {fix}, or another device."
         )
-    if config.ray_address:
+    ray = import_ray()
+    if config.ray_address or ray.is_initialized():
         with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus):
-            pass
-    else:
-        import_ray()
+            return
+    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    if config.threads > cpus or config.ray_gpus > gpus:
+        raise ValueError(
+            f"threads = {config.threads}, ray_gpus = {config.ray_gpus:g}: this machine, where Ray is started, has "
+            f"{cpus} CPUs and {gpus} GPUs. Ask for less, or pass the ray_address of a cluster that has more."
+        )
+
+
+class Lost(ValueError):  # noqa: N818, what happened, not a fault of the program
+    """Work that Ray did not get done, though it tried again; the text says why, and what helps."""
 
 
 def in_cluster(
@@ -71,49 +87,79 @@ def in_cluster(
     tell: Callable[[int, int], object] = lambda *_: None,
     *,
     address: str = "",
-    cpus: int = 1,
     gpus: float = 0.0,
-) -> Iterator[tuple[Key, Result]]:
+) -> Iterator[tuple[Key, Result | Lost]]:
     """What ``work`` makes of each job, on Ray: each key with its result, in the order in which they come.
 
-    ``tell`` hears how many are done, of how many. A job takes ``cpus`` CPUs, or its ``threads`` if those are more, and
-    ``gpus`` GPUs. One that would itself give its candidates to Ray trains them where it is, with the same results.
+    A job that was lost too often has a ``Lost`` as its result, and the others go on; what one raises is raised here.
+    ``tell`` hears how many are done, of how many. A job takes ``gpus`` GPUs, and as many CPUs as it has ``threads``;
+    with 0 GPUs its device "auto" is the CPU. One that would itself give its candidates to Ray trains them where it is,
+    with the same results.
 
     Raises:
-        ValueError: as ``connected``.
-        RuntimeError: a job was lost too often. What a job raises is raised here.
+        ValueError: as ``connected``; or a job wants a GPU, and ``gpus`` is 0.
     """
-    most = max([cpus, *(config.threads for config in jobs.values())])
-    with connected(address, cpus=most, gpus=gpus) as ray:
-        waiting = {}
-        for key, config in jobs.items():
-            plain = config.model_copy(update={"executor": "lockstep"}) if config.executor == "ray" else config
-            task = task_of(ray, _do, max(cpus, config.threads), gpus)
-            waiting[task.remote(work, plain)] = key
+    jobs = {key: _as_a_job(config, gpus) for key, config in jobs.items()}
+    threads = {config.threads for config in jobs.values()}
+    with connected(address, cpus=max(threads, default=1), gpus=gpus) as ray:
+        tasks = {cpus: task_of(ray, work, cpus, gpus) for cpus in threads}  # what a task does is sent once
+        waiting = {tasks[config.threads].remote(config): key for key, config in jobs.items()}
         with _cancelling(ray, waiting):
             while waiting:
-                (ready,), _ = ray.wait(list(waiting), num_returns=1)
-                result = _result(ray, ready)
+                least = min(jobs[key].threads for key in waiting.values())
+                ready = first_done(ray, list(waiting), cpus=least, gpus=gpus)
+                result: Result | Lost
+                try:
+                    result = _result(ray, ready)
+                except Lost as error:
+                    result = error
                 key = waiting.pop(ready)
                 tell(len(jobs) - len(waiting), len(jobs))
                 yield key, result
 
 
+def _as_a_job(config: RunConfig, gpus: float) -> RunConfig:
+    """What a run is where it is one of many: it uses what Ray has given it, and asks Ray for nothing more."""
+    if config.device == "cuda" and not gpus:
+        raise ValueError(
+            "device = 'cuda' with ray_gpus = 0: Ray would give each run no GPU, and all would take the first one. Pass "
+            "ray_gpus=1 (0.5: two share one), or device='auto'."
+        )
+    changes = {"executor": "lockstep"} if config.executor == "ray" else {}
+    if config.device == "auto" and not gpus:  # a worker sees the GPUs of its machine, though they are not given to it
+        changes["device"] = "cpu"
+    return config.model_copy(update=changes)
+
+
 def _result(ray: Any, ref: Any) -> Any:
-    """What a task returns; what it raises is raised here."""
+    """What a task returns; what it raises is raised here, or, where that cannot be sent, a RuntimeError that says it.
+
+    Raises:
+        ValueError: the worker cannot read what it was sent.
+        Lost: the worker was lost too often, or Ray failed otherwise.
+    """
+    errors = ray.exceptions
     try:
         return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ray.exceptions.RayError):  # the task has not begun
+    except errors.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, errors.RaySystemError):  # the work has not begun
             raise ValueError(
-                f"a worker of Ray cannot read what it was sent ({last_line(error.cause)}). Your own model or function "
-                "must come from a module that every machine can import."
+                f"a worker of Ray cannot read what it was sent ({last_line(cause)}). Your own model or function must "
+                "come from a module that every machine can import."
             ) from error
-        raise error.cause from error
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(
+        if isinstance(cause, errors.RayError):  # it stands for what cannot be sent
+            raise RuntimeError(last_line(cause)) from error
+        raise cause from error
+    except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+        raise Lost(
             f"a worker of Ray was lost {RETRIES + 1} times ({str(error).strip().splitlines()[0]}). Give the machines "
-            "more memory, or pass executor='lockstep'."
+            "more memory, or go on without Ray (executor='lockstep')."
+        ) from error
+    except errors.RayError as error:
+        raise Lost(
+            f"Ray gives no result ({last_line(error)}). Look at the cluster's machines, or go on without Ray "
+            "(executor='lockstep')."
         ) from error
 
 
@@ -132,8 +178,23 @@ class _Crew:
     """The workers of one run."""
 
     def __init__(self, ray: Any, config: RunConfig) -> None:
-        self.ray, self.task = ray, task_of(ray, _train, config.threads, config.ray_gpus)
+        self.ray, self.cpus, self.gpus = ray, config.threads, config.ray_gpus
+        self.task = task_of(ray, _train, self.cpus, self.gpus)
         self.shared: Any = None
+
+    def check_model(self, session: Session) -> None:
+        """A worker reads the network, and runs an example through it: before anything is trained.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        config = session.config.model_copy(update={"device": session.accelerator.device.type})
+        batch = _moved(session.task.train.inputs[torch.arange(1)], torch.device("cpu"))
+        task = task_of(self.ray, _answer, self.cpus, self.gpus)
+        self._result(task.remote(config, _in_main_memory(session.model), batch))
+
+    def _result(self, ref: Any) -> Any:
+        return _result(self.ray, first_done(self.ray, [ref], cpus=self.cpus, gpus=self.gpus))
 
     def train_candidates(
         self,
@@ -160,7 +221,7 @@ class _Crew:
             waiting[ref] = number
         with _cancelling(self.ray, waiting):
             for ref in list(waiting):
-                trained = _result(self.ray, ref)
+                trained = self._result(ref)
                 del waiting[ref]
                 yield trained
 
@@ -177,19 +238,47 @@ class _Parcel:
 
 
 def _parcel(session: Session) -> _Parcel:
-    cpu = torch.device("cpu")
+    teacher = session.teacher
+    if teacher is not None:
+        model = None if teacher.model is None else _in_main_memory(teacher.model)
+        teacher = Teacher(teacher.config, model, None if teacher.logits is None else teacher.logits.cpu())
     return _Parcel(
         session.config.model_copy(update={"executor": "serial", "device": session.accelerator.device.type}),
-        session.task.to(cpu),
-        copy.deepcopy(session.model).to(cpu),
-        session.teacher.to(cpu) if session.teacher else None,
+        session.task.to(torch.device("cpu")),
+        _in_main_memory(session.model),
+        teacher,
         session.prunable,
     )
+
+
+def _in_main_memory(model: nn.Module) -> nn.Module:
+    """The network with its tensors on the CPU, to be sent; of one that is there already it shares them.
+
+    A copy that is made first and moved then would for a moment be a second network on the GPU.
+    """
+    moved: dict[int, Any] = {id(tensor): tensor.detach().cpu() for tensor in model.buffers()}
+    for weight in model.parameters():
+        moved[id(weight)] = nn.Parameter(weight.detach().cpu(), requires_grad=weight.requires_grad)
+    return copy.deepcopy(model, moved)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch on another device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 # Below: what runs in a worker.
 
 _known: dict[str, Session] = {}  # the run that this process works for
+
+
+def _answer(config: RunConfig, model: nn.Module, batch: Batch) -> None:
+    """Run a network of one's own, on this worker's device."""
+    device = start_accelerator(config).device
+    with torch.no_grad():
+        features(model.to(device).eval(), _moved(batch, device))
 
 
 def _train(
@@ -234,7 +323,3 @@ def _unpacked(parcel: _Parcel) -> Session:
         prunable=parcel.prunable,
         hooks=hooks_of(config),
     )
-
-
-def _do(work: Callable[[RunConfig], Result], config: RunConfig) -> Result:
-    return work(config)

@@ -41,7 +41,7 @@ def check(config: RunConfig, model: nn.Module) -> None:
     """
     if number() == 1:
         return
-    if config.executor == "ray":
+    if config.executor == "ray" and config.compares:
         raise ValueError(
             f"executor = 'ray' in {number()} processes: each would give its candidates away. Start one process, or "
             "pass executor='lockstep'."

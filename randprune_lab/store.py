@@ -254,7 +254,8 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
         raise ValueError(f"{folder}: the run is finished, there is nothing to resume. Start another one.")
     read_config(folder)
     started = next(event for event in events if isinstance(event, RunStarted))
-    config, data = started.config, started.data  # whatever became of config.json
+    # Whatever became of config.json.
+    begun: dict[str, Any] = {"config": started.config, "data": started.data, "processes": started.processes}
     damaged: list[str] = []
     for path in reversed(_checkpoints(folder)):
         try:
@@ -275,10 +276,9 @@ def last_checkpoint(folder: str | Path) -> Checkpoint | None:
             events=after[-1][0] + 1 if after else stands,
             recorded=len(events),
             damaged=tuple(damaged),
-            config=config,
-            data=data,
+            **begun,
         )
-    return Checkpoint(Progress(), {}, recorded=len(events), damaged=tuple(damaged), config=config, data=data)
+    return Checkpoint(Progress(), {}, recorded=len(events), damaged=tuple(damaged), **begun)
 
 
 def _check_whole(folder: Path, events: Sequence[Event]) -> None:

@@ -216,8 +216,9 @@ def mixed(study: Study, results: Results) -> list[str]:
     if not len(table):
         return []
     found = []
-    for name, what in (("device", "kinds of device"), ("torch", "versions of torch")):
-        values = sorted(set(table[name]))
+    kinds = {"device": "kinds of device", "torch": "versions of torch", "lab": "versions of this lab"}
+    for name, what in kinds.items():
+        values = sorted({value or "unknown" for value in table[name]})
         if len(values) > 1:
             found.append(f"The runs are of several {what} ({', '.join(values)}): they may differ for that alone.")
     data = table.groupby(["line", *study.grid], dropna=False)["data"]

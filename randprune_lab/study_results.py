@@ -29,8 +29,9 @@ class Results:
         stages: a row for each line, point of the grid, seed and stage: line, the grid's fields, seed, run, stage,
             sparsity, compression, metric, score (reported split), selection (the split held out of train), gap (score
             less selection), ir, swapped (of the mask taken), drawn_ir (mean of the random candidates), plain_won,
-            judged (masks), epochs (trained so far, judging included), last (of the run's stages), device, torch, data
-            (a digest) of the run; of its first stage's candidates beside the reference's: ranks, same_winner.
+            judged (masks), epochs (trained so far, judging included), last (of the run's stages), device, torch, lab
+            (versions), data (a digest) of the run; of its first stage's candidates beside the reference's: ranks,
+            same_winner.
         candidates: a row for each mask that was judged: ..., stage, candidate, score, loss, ir, swapped, steps, failed.
         summary: label, x, mean, low, high, number: of the study's ``y``.
         differences: label, line, versus, x, difference, low, high, p, least_p, number, verdict: paired by seed, each

@@ -34,7 +34,7 @@ def stage_rows(planned: Planned, events: Sequence[Event]) -> list[dict[str, Any]
         match event:
             case RunStarted():
                 prunable, metric = sum(event.prunable.values()), event.metric
-                made = {"device": event.device, "torch": event.torch, "data": event.data}
+                made = {"device": event.device, "torch": event.torch, "lab": event.lab, "data": event.data}
             case EpochFinished():
                 epochs += 1
             case CandidateScored():

@@ -134,7 +134,11 @@ def run_study(
     try:
         refuse_another(folder, study)
         left = missing(study, parent)
-        check_kinds(list(left.values()))
+        kinds = list(left.values())
+        if spread is not None:  # this machine only asks: it need not have the devices of those that work
+            here = {"device": "auto", "executor": "lockstep"}
+            kinds = [config.model_copy(update=here) for config in kinds]
+        check_kinds(kinds)
         write_atomically(folder / STUDY, study.model_dump_json(indent=2))
         _make(study, parent, left, processes, spread, tell)
     finally:
@@ -330,10 +334,10 @@ def on_cluster(address: str, gpus: float) -> Callable[[Mapping[str, RunConfig]],
     """What ``run_study`` takes as ``spread`` to make its runs on Ray; "": a Ray of this machine alone."""
 
     def spread(left: Mapping[str, RunConfig]) -> Iterator[tuple[str, Any]]:
-        from randprune_lab.on_ray import in_cluster
+        from randprune_lab.on_ray import Lost, in_cluster
 
-        cpus = max(config.threads for config in left.values())
-        yield from in_cluster(events_of, left, address=address, cpus=cpus, gpus=gpus)
+        for run, found in in_cluster(events_of, left, address=address, gpus=gpus):
+            yield run, str(found) if isinstance(found, Lost) else found
 
     return spread
 

@@ -473,7 +473,8 @@ class Display:
             from randprune_lab.training import OutOfMemory
 
             if isinstance(error, OutOfMemory):
-                raise ValueError(f"{error} {hint} --wave 1") from error
+                on_ray = config.executor == "ray" and config.compares
+                raise ValueError(f"{error} {hint} {'--executor serial' if on_ray else '--wave 1'}") from error
             raise ValueError(f"{error} The run stopped; what was saved lies in {folder}.") from error
 
     def _show(self, folder: Path, name: str, config: RunConfig, events: Iterator[Event]) -> None:

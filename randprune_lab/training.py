@@ -45,17 +45,25 @@ class OutOfMemory(RuntimeError):  # noqa: N818, what happened, not a fault of th
 
 
 @contextlib.contextmanager
-def telling_of_memory() -> Iterator[None]:
-    """Inside, an allocation that fails, on a GPU or on the CPU, raises ``OutOfMemory`` with advice."""
+def telling_of_memory(config: RunConfig | None = None) -> Iterator[None]:
+    """Inside, an allocation that fails, on a GPU or on the CPU, raises ``OutOfMemory`` with advice for a run.
+
+    On Ray a wave is of no use: each candidate has a worker of its own.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_of_memory(error):
             raise
+        smaller = "a smaller wave (--wave 1 trains one candidate at a time, with the same results)"
+        if config is not None and config.executor == "ray" and config.compares:
+            smaller = (
+                "a larger ray_gpus (--ray-gpus 1: none shares its GPU), or fewer candidates at once (--executor "
+                "serial: one at a time, here), with the same results"
+            )
         raise OutOfMemory(
-            f"out of memory ({str(error).split(chr(10))[0] or 'no more to be had'}). Resume with a smaller "
-            "wave (--wave 1 trains one candidate at a time, with the same results); if that is not enough, start again "
-            "with a smaller batch_size or max_length, or hidden_weight = attention_weight = 0."
+            f"out of memory ({str(error).split(chr(10))[0] or 'no more to be had'}). Resume with {smaller}; if that is "
+            "not enough, start again with a smaller batch_size or max_length, or hidden_weight = attention_weight = 0."
         ) from error
 
 

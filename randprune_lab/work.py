@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from randprune_lab.status import Attended
 if TYPE_CHECKING:
     from randprune_lab.events import Event, Score
 
+_FREE = {"wave": int, "executor": str, "ray_address": str, "ray_gpus": float}  # config.FREE, which would import torch
 _LOOK, _SELDOM = 0.3, 10.0  # seconds between looks at the queue: of the first in it, and of those far behind
 
 
@@ -34,14 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="of the run")
     parser.add_argument("--slots", type=int, default=1, help="runs that may work at a time")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that there are")
-    parser.add_argument("--wave", type=int, help="candidates trained at once")
+    for name, kind in _FREE.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of what its configuration says")
     given = parser.parse_args(arguments)
 
     def take_part(job: Attended) -> None:
         slot = _take_turn(job, given.slots)
         if given.gpus:  # before torch is imported
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(slot, given.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        _work(job, given.wave)
+        _work(job, {name: getattr(given, name) for name in _FREE})
 
     return attend(given.folder, take_part)
 
@@ -106,13 +108,12 @@ def gpu_of(slot: int, gpus: int, visible: str | None) -> str:
     return names[slot % len(names)].strip()
 
 
-def _work(job: Attended, wave: int | None) -> None:
+def _work(job: Attended, free: Mapping[str, object]) -> None:
     """The run itself. Everything heavy is imported only now."""
-    from randprune_lab import store
+    from randprune_lab import jobs, store
     from randprune_lab.engine import prune
 
-    config = store.read_config(job.folder)
-    config = config if wave is None else config.model_copy(update={"wave": wave})
+    config = jobs.going_on(store.read_config(job.folder), free)
     said = store.record(job.folder, prune(config, resume=store.last_checkpoint(job.folder)))
     with contextlib.closing(said) as events:  # type: ignore[type-var]
         for event in events:

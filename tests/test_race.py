@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import types
+import weakref
 
 import pytest
 import torch
@@ -228,13 +229,31 @@ def test_a_race_drops_whom_the_reference_drops_and_can_be_taken_up_anywhere(data
         assert race([number for number in range(candidates) if number not in known]) == whole[done:]
 
 
+@pytest.mark.parametrize("order", [range(9), range(8, -1, -1)])
+def test_no_more_states_are_held_than_there_is_room_for(order):
+    alive = weakref.WeakSet()
+
+    def trained():
+        for number in order:
+            state = {"model": torch.zeros(1)}
+            alive.add(state["model"])
+            assert len(alive) <= 4 + 2  # and the one that came last, and the one that is coming
+            yield Trained(number, Score(number / 10, 1.0), None, state)
+
+    states, gone = executors._halved(trained(), 4)
+    assert sorted(states) == [0, 6, 7, 8]  # the plain one stays, the worst as it is
+    assert [each.number for each in gone] == [number for number in order if number not in states]
+
+
 def test_only_who_went_to_the_end_can_win():
     def event(number, metric, steps, failed=None):
         return CandidateScored(1, number, None if failed else Score(metric, 1.0), 0.1, 0.1, failed, steps)
 
     assert engine.best([event(2, 0.9, 5), event(0, 0.5, 0), event(1, 0.6, 0)]) == 1
-    with pytest.raises(Diverged, match="every candidate failed; the first: it broke"):
+    with pytest.raises(Diverged, match=r"^every candidate that the race did not drop failed; the first: it broke$"):
         engine.best([event(2, 0.9, 5), event(0, 0.5, 0, "it broke"), event(1, 0.6, 0, "it, too")])
+    with pytest.raises(Diverged, match=r"^every candidate failed; the first: it broke$"):
+        engine.best([event(0, 0.5, 0, "it broke"), event(1, 0.6, 0, "it, too")])
 
 
 # ---- whole runs

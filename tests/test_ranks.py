@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small import tiny
+from small import small, stop_after, tiny
 
 from randprune_lab import ranks, store
 from randprune_lab.config import RunConfig
@@ -172,6 +172,7 @@ def test_two_processes_come_to_what_one_comes_to(launched, name):
         elif not re.search(FLAT, label):
             far = ~torch.isclose(theirs[0][label].float(), tensor.float(), rtol=1e-3, atol=1e-4)
             assert far.double().mean() <= 1 / 16, label  # of other weights, too, a few may feel nothing in a step
+    assert [events[0].pop("processes") for events in (ours[0], said)] == [2, 1]
     for one, other in zip(ours[0], json.loads(json.dumps(said)), strict=True):
         assert close(one, other), (one, other)
 
@@ -201,6 +202,8 @@ def test_only_the_first_process_writes_and_speaks(launched):
     assert store.summary(run).status == "finished"
     resumed = store.story(folder / "stopped")
     assert [event.kind for event in resumed].count("run_finished") == 1
+    assert [event.processes for event in resumed if event.kind == "run_started"] == [1]
+    assert "the run was begun with processes = 1 and goes on with 2" in process.stderr
     journal = (folder / "stopped" / "events.jsonl").read_text()
     assert journal.count('"kind": "resumed"') == 1
     alone = [event for event in prune(together.STOPPED) if getattr(event, "kind", "") == "stage_finished"]
@@ -223,6 +226,23 @@ def test_with_one_process_nothing_is_done():
 def test_candidates_are_not_given_away_by_several():
     with pretending(2, 0), pytest.raises(ValueError, match=r"executor = 'ray' in 2 processes"):
         ranks.check(RunConfig(executor="ray"), together.plain_model())
+    with pretending(2, 0):
+        ranks.check(RunConfig(executor="ray", method="imp"), together.plain_model())  # has none
+
+
+def test_another_number_of_processes_is_told_when_a_run_goes_on(tmp_path):
+    stop_after(tmp_path, small(), 4)
+    journal = tmp_path / "events.jsonl"
+    text = journal.read_text()
+    assert text.count('"processes": 1, ') == 1
+    journal.write_text(text.replace('"processes": 1, ', ""))  # of before it was written down
+    stream = prune(small(), resume=store.last_checkpoint(tmp_path))
+    assert [next(stream).kind for _ in range(2)] == ["resumed", "epoch_finished"]
+    journal.write_text(text.replace('"processes": 1', '"processes": 2'))
+    stream = prune(small(), resume=store.last_checkpoint(tmp_path))
+    resumed, warned = next(stream), next(stream)
+    assert resumed.kind == "resumed"
+    assert warned.text.startswith("the run was begun with processes = 2 and goes on with 1: ")
 
 
 def test_accelerate_that_starts_one_process_instead_of_several_is_noticed(monkeypatch):

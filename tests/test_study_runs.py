@@ -1,6 +1,7 @@
 """The runs of a study: each is made once, whatever is killed, damaged or done at the same time."""
 
 import dataclasses
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -12,7 +13,8 @@ import time
 import filelock
 import psutil
 import pytest
-from small_studies import LINES, TINY, here, made, study
+import torch
+from small_studies import LINES, TINY, here, made, pretend, study
 
 from randprune_lab import store, study_runs
 from randprune_lab.config import RunConfig
@@ -186,6 +188,15 @@ def test_what_cannot_be_made_is_refused_before_work_starts(tmp_path):
         made(study(kept="weights"), tmp_path)
 
 
+def test_a_machine_that_only_asks_needs_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = study(base={"device": "cuda", "executor": "ray"}, seeds=1)
+    with pytest.raises(ValueError, match="device = 'cuda': not available here"):
+        run_study(asked, parent=tmp_path)
+    folder = pretend(asked, tmp_path)
+    assert read_state(folder).done == 2
+
+
 def test_kinds_are_told_apart_by_what_a_run_is_built_of():
     one = RunConfig(**TINY)
     assert kind_of(one) == kind_of(one.model_copy(update={"seed": 3, "samples": 9, "power": 1.0, "candidates": 9}))
@@ -227,6 +238,23 @@ def test_where_all_fail_the_first_is_told(tmp_path):
     assert len(state.failed) == state.of == 4
     assert next(iter(state.failed.values())) in str(error.value)
     assert not is_running(tmp_path / "tiny")  # it lets go of its folder
+
+
+def test_runs_of_another_version_are_told_apart(whole, tmp_path):
+    parent = tmp_path / "studies"
+    shutil.copytree(whole.parent, parent)
+    conclude(parent / "all")
+    assert "versions of this lab" not in (parent / "all" / "report.html").read_text()
+    first, second = (parent / "runs" / run.id / "events.jsonl" for run in expand(asked_of_all())[:2])
+    for journal, lab in ((first, ', "lab": "0.0.9"'), (second, "")):  # of before it was written down
+        text, count = re.subn(r', "lab": "[^"]*"', lab, journal.read_text(), count=1)
+        assert count == 1
+        journal.write_text(text)
+    results = conclude(parent / "all")
+    ours = importlib.metadata.version("randprune-lab")
+    assert set(results.stages["lab"]) == {"0.0.9", "", ours}
+    told = f"The runs are of several versions of this lab (0.0.9, {ours}, unknown)"
+    assert told in (parent / "all" / "report.html").read_text()
 
 
 # ---- one run
