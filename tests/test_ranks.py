@@ -133,7 +133,7 @@ def launched(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=400)
         except subprocess.TimeoutExpired:
             for each in (*psutil.Process(process.pid).children(recursive=True), process):
                 each.kill()
