@@ -18,7 +18,7 @@ import torch
 from randprune_lab import introduced_randomness, magnitude_mask, mask_sampler, sampling
 from randprune_lab.keepcurve import KeepCurve
 
-SIZE = 60_000
+SIZE = 30_000
 STANDARD_ERRORS = 4.5
 LAWS = ("normal", "laplace", "student", "uniform", "lognormal", "pruned", "bf16")
 

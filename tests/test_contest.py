@@ -5,12 +5,20 @@ import math
 
 import pytest
 
+from randprune_lab import contest as contest_module
 from randprune_lab import terminal
 from randprune_lab.checks import keep_count
 from randprune_lab.contest import CHOSEN, DENSE, MAGNITUDE, ROWS, TASKS, Entry, contest, contest_base, row_config
 from randprune_lab.methods import METHODS, planned_epochs
 
 SMALL = {"dense_epochs": 2, "max_epochs": 5, "max_steps_per_epoch": 4}
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Runs are made in this process: others take seconds to start, and one test has them."""
+    made_here = lambda work, jobs, *_: {key: work(job) for key, job in jobs.items()}
+    monkeypatch.setattr(contest_module, "in_processes", made_here)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -78,6 +86,7 @@ def test_rows_are_paired_by_seed_with_magnitude():
     assert by_place[DENSE, 1.0].mean > 0.5
 
 
+@pytest.mark.usefixtures("here")
 def test_what_diverged_and_what_collapsed_is_counted():
     (diverged,) = contest(
         contest_base("digits", **SMALL, learning_rate=1e30), rows=[MAGNITUDE], densities=[0.5], seeds=1, processes=1
@@ -95,6 +104,7 @@ def test_what_diverged_and_what_collapsed_is_counted():
     assert math.isfinite(collapsed.seconds)
 
 
+@pytest.mark.usefixtures("here")
 def test_what_a_model_cannot_take_is_left_out_and_the_reason_said(capsys, monkeypatch):
     base = contest_base("digits", model="tiny-vit", **SMALL)
     rows = [MAGNITUDE, "SynFlow"]
@@ -124,6 +134,7 @@ def test_the_table_tells_all_of_it(capsys, monkeypatch):
         assert words in out
 
 
+@pytest.mark.usefixtures("here")
 def test_the_command(command):
     arguments = ["methods", "--rows", "magnitude, RigL", "--densities", "0.2", "--seeds", "2", "--processes", "1"]
     budget = ["--dense-epochs", "1", "--max-epochs", "1", "--max-steps-per-epoch", "3"]

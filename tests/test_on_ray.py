@@ -387,16 +387,13 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    stack = contextlib.ExitStack()
-    try:
+    with contextlib.ExitStack() as stack:
         bare = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1} | bare)
         stack.callback(made.shutdown)
         made.add_node(num_cpus=1)
         stack.enter_context(connected(made.address, cpus=1, gpus=0.0))
         yield made
-    finally:
-        stack.close()
 
 
 def test_another_version_anywhere_is_refused(cluster, monkeypatch):  # noqa: ARG001
