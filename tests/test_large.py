@@ -73,8 +73,11 @@ def billion(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("options", [[], ["--samples", "1", "--power", "0"]], ids=["plain", "all random"])
-def test_a_billion_weights_are_masked_within_4_gb(billion, tmp_path, scope, options, record_property):
-    """All at random takes the most memory: then chance decides on every weight."""
+def test_a_billion_weights_are_masked_within_2_gb(billion, tmp_path, scope, options, record_property):
+    """4 GB are promised; README says half of it: the libraries, and 1 GB or the largest tensor and 0.4 GB.
+
+    All at random takes the most memory: then chance decides on every weight.
+    """
     out = tmp_path / "masked"
     mask = [sys.executable, "-m", "randprune_lab", "mask", str(billion), "--sparsity", "0.5", "--json"]
     found = json.loads(subprocess.check_output([*mask, "--scope", scope, *options, "--out", str(out)], text=True))
@@ -84,4 +87,4 @@ def test_a_billion_weights_are_masked_within_4_gb(billion, tmp_path, scope, opti
     record_property("measured", f"{scope} {options}: {told | {name: found['totals'][name] for name in parts}}")
     assert found["totals"]["parameters"] > 1e9
     assert found["totals"]["kept"] == found["totals"]["parameters"] // 2
-    assert found["peak_memory"] < 4e9
+    assert found["peak_memory"] < 2e9
