@@ -57,7 +57,7 @@ class RunStarted(Event):
         device, torch, deterministic: what the numbers depend on besides the configuration.
         metric: the name of what ``Score.metric`` holds.
         data: a digest of the examples and labels.
-        processes: that do the run together.
+        processes: that do the run together; None in journals of before this was told.
         lab: the version of this package; "" where it is not installed, and in runs of before it was told.
     """
 
@@ -70,7 +70,7 @@ class RunStarted(Event):
     deterministic: bool
     metric: str = "accuracy"
     data: str = ""
-    processes: int = 1
+    processes: int | None = None
     lab: str = ""
 
 

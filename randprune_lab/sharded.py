@@ -38,7 +38,7 @@ class _TensorFacts(pydantic.BaseModel):
     """What a record must tell of a tensor that is masked; ir and threshold are null where they are infinite."""
 
     size: Annotated[int, Field(ge=1)]
-    kept: Annotated[int, Field(ge=1)]
+    kept: Annotated[int, Field(ge=0)]  # in scope global a tensor of small weights may lose them all
     moved: int
     swapped: float
     threshold: float | None

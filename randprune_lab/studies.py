@@ -336,7 +336,7 @@ def chance_for(study: Study, claim: Claim, runs: Iterable[tuple[str, Mapping[str
         chance_of(config, claim.measure)
         for line, point, config in runs
         if line == claim.above
-        and all(point.get(name, one) in chosen(one, study.grid.get(name)) for name, one in claim.where.items())
+        and all(name not in point or point[name] in chosen(one, study.grid[name]) for name, one in claim.where.items())
     }
     (chance, *others) = chances or {None}
     if others or chance is None:
@@ -351,14 +351,15 @@ def chance_for(study: Study, claim: Claim, runs: Iterable[tuple[str, Mapping[str
 def chance_of(config: RunConfig, measure: str) -> float | None:
     """What something counted would be if each choice were blind; None where a run judges nothing.
 
-    plain_won: 1 of ``candidates``. same_winner: the same. In a race only those stages count in which the reference took
-    a random mask: that one comes to the end, beside the deterministic one, with a chance of 1 in ``candidates`` - 1,
-    and wins there, since it is trained as the reference trained it.
+    1 of ``candidates``. In a race the deterministic mask comes to the end, with one other: plain_won is 1 of 2, and of
+    same_winner only those stages count in which the reference took a random mask, which comes to the end with a chance
+    of 1 in ``candidates`` - 1, and wins there (if the reference judges as the race does, but to the end).
     """
     if not config.compares:
         return None
-    raced = measure == "same_winner" and config.racing and config.candidates > 2
-    return 1 / (config.candidates - raced)
+    if not config.racing or config.candidates <= 2:
+        return 1 / config.candidates
+    return 1 / 2 if measure == "plain_won" else 1 / (config.candidates - 1)
 
 
 def _configured(study: Study, line: str, point: Mapping[str, Any]) -> RunConfig:

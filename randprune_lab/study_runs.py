@@ -236,10 +236,11 @@ def _make(study: Study, parent: Path, left: dict[str, RunConfig], processes: int
                 if problem:
                     failed[run] = problem
                 state = dataclasses.replace(state, done=state.done + 1)
-                if time.monotonic() - written >= PACE:
+                if time.monotonic() - written >= PACE or took > 10 * PACE:
                     write()
                 tell(state.done, state.of)
             if busy:
+                write()
                 time.sleep(BUSY)
             left = busy
     finally:
@@ -295,8 +296,10 @@ def make_run(job: Job) -> tuple[str, float]:
         for event in store.record(job.folder, prune(job.config, resume=_begun(job))):
             if job.weights and isinstance(event, RunStarted | Resumed):
                 (job.folder / KEEP).touch()  # lest another study drop them as soon as the run is finished
-    except OSError:  # of the disk: no other run would fare better
-        raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and job.folder.parent.is_dir() and not job.folder.is_dir():
+            return f"{job.folder}: was deleted or moved while the run was going on.", time.monotonic() - begun
+        raise  # of the disk: no other run would fare better
     except Exception as error:  # of many libraries: the other runs go on
         if is_finished(job.folder, job.weights) or is_held(job.folder / ".lock"):  # another study was a moment quicker
             return BUSY_RUN, 0.0

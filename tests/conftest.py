@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 from filelock import FileLock, ReadWriteLock
 
+ANSWERED = 250  # seconds that a cell has, as for nbval
 LONGEST = 1800  # seconds that a test waits for the others to leave the machine to it
 
 # A slow moment of the machine is no fault of the code, and what passes once passes always.
@@ -48,10 +49,11 @@ def machine_shared(folder: Path, *, alone: bool):
 
 
 def printed_by(kernel, source: str) -> str:
-    """What a cell prints in nbval's kernel."""
-    asked, printed, error = kernel.execute_cell_input(source, allow_stdin=False), "", ""
+    """What a cell prints in nbval's kernel; what it assigns is forgotten."""
+    asked = kernel.execute_cell_input(f"exec({source!r}, dict(globals()))", allow_stdin=False)
+    printed, error = "", ""
     while True:
-        message = kernel.get_message("iopub", timeout=120)
+        message = kernel.get_message("iopub", timeout=ANSWERED)
         if message["parent_header"].get("msg_id") != asked:
             continue
         content = message["content"]
@@ -62,7 +64,7 @@ def printed_by(kernel, source: str) -> str:
                 error = "\n".join(content["traceback"])
             case "status" if content["execution_state"] == "idle":
                 break
-    kernel.await_reply(asked, timeout=120)
+    kernel.await_reply(asked, timeout=ANSWERED)
     assert not error, error
     return printed
 
@@ -70,26 +72,29 @@ def printed_by(kernel, source: str) -> str:
 class NotebookCells:
     """The cells of the tutorials, which nbval makes tests of: they have no fixtures.
 
-    After a cell that checks answers the teacher's edition of it runs in the same kernel: every answer must be right.
+    After a cell that checks answers the teacher's edition of it runs in the same kernel, where it leaves nothing
+    behind: every answer must be right.
     """
 
     def __init__(self):
-        self.guesses = []  # the teacher's, of cells that the next check is of
+        self.notebook, self.guesses = None, []  # the teacher's, of cells that the next check is of
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
         result = yield
         if item.path.suffix != ".ipynb":
             return result
+        if item.parent is not self.notebook:
+            self.notebook, self.guesses = item.parent, []
         solution = item.cell.metadata.get("randprune", {}).get("solution", "")
         teachers = solution or item.cell.source
         wanted = sum(line.startswith("check(") for line in teachers.splitlines())
         if solution and not wanted:
             self.guesses.append(solution)
         elif wanted:
-            said = printed_by(item.parent.kernel, "\n".join([*self.guesses, teachers])).splitlines()
-            self.guesses = []
-            assert said.count("right") == wanted, f"{teachers}\nsays\n{said}"
+            source, self.guesses = "\n".join([*self.guesses, teachers]), []
+            said = printed_by(item.parent.kernel, source).splitlines()
+            assert said.count("right") == wanted, f"{source}\nsays\n{said}"
         return result
 
 

@@ -33,14 +33,11 @@ from randprune_lab.study_runs import events_of, on_cluster, read_state, run_stud
 
 ray = pytest.importorskip("ray")
 # Ray leaves its child processes and sockets to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings(
-        "ignore:subprocess .* is still running:ResourceWarning",
-        "ignore:unclosed:ResourceWarning",
-        "ignore::pytest.PytestUnraisableExceptionWarning",
-    ),
-    pytest.mark.timeout(360),  # with the cluster that one of them starts, on a crowded machine
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:subprocess .* is still running:ResourceWarning",
+    "ignore:unclosed:ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
 CPU = torch.device("cpu")
 LIMIT = 300  # seconds, after which something will never come
 

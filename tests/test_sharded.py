@@ -540,6 +540,22 @@ def test_what_a_killed_process_had_begun_goes_and_what_is_not_ours_stays(small_f
     assert content(out) == before | {".mine.part": b""}
 
 
+def test_a_tensor_that_loses_all_is_no_fault_of_the_record(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {
+            f"{name}.weight": scale * torch.randn(8, 8, generator=generator)
+            for name, scale in {"a": 1, "b": 1e-3}.items()
+        },
+        source / "model.safetensors",
+    )
+    record = masked(source, out, sparsity=0.9, scope="global")
+    assert record["shards"]["model.safetensors"]["b.weight"]["kept"] == 0
+    assert masked(source, out, sparsity=0.9, scope="global") == record
+
+
 def test_a_record_that_lacks_facts_is_completed(small_file, tmp_path):
     out = tmp_path / "out"
     record = masked(small_file, out, sparsity=0.5)

@@ -10,12 +10,13 @@ import pytest
 from small_studies import GOOD, LINES, made, pretend, study
 
 from randprune_lab import study_claims
-from randprune_lab.studies import MEASURES, expand
+from randprune_lab.config import RunConfig
+from randprune_lab.studies import MEASURES, chance_of, expand
 from randprune_lab.study_claims import COUNTED, NO_DATA, NOISE, NOT_REPRODUCED, REPRODUCED, TOO_FEW
 from randprune_lab.study_results import OWN_CONTROL, gather, label_of, versus_of, write_results
 from randprune_lab.study_rows import rank_agreement
 
-SEEDS = 9
+SEEDS = 10
 
 
 def told(parent, run):
@@ -541,6 +542,28 @@ def test_a_chance_that_is_none_is_refused(lines, grid, problem):
     claims = [{"says": "x", "above": "a", "below": "chance", "measure": "plain_won"}]
     with pytest.raises(ValueError, match=problem):
         expand(study(lines=lines, grid=grid, claims=claims))
+
+
+@pytest.mark.parametrize(
+    ("measure", "racing", "candidates", "chance"),
+    [
+        ("plain_won", False, 8, 1 / 8),
+        ("same_winner", False, 8, 1 / 8),
+        ("plain_won", True, 8, 1 / 2),  # it comes to the end, with one other
+        ("same_winner", True, 8, 1 / 7),
+        ("same_winner", True, 2, 1 / 2),
+        ("plain_won", False, 1, None),
+    ],
+)
+def test_chance_by_hand(measure, racing, candidates, chance):
+    config = RunConfig(racing=racing, candidates=candidates, emep_epochs=4)
+    assert chance_of(config, measure) == (None if chance is None else pytest.approx(chance))
+
+
+def test_a_claim_of_several_sparsities_has_one_chance():
+    where = {"sparsity": [0.5, 0.9]}
+    claims = [{"says": "x", "above": "randomized", "below": "chance", "measure": "plain_won", "where": where}]
+    assert expand(study(claims=claims))
 
 
 def test_chance_is_for_what_is_counted():

@@ -163,7 +163,9 @@ def test_how_far_it_is_is_not_written_for_every_run_of_many(tmp_path, monkeypatc
     written = []
     real = study_runs.write_atomically
     monkeypatch.setattr(
-        study_runs, "write_atomically", lambda path, *what: written.append(path.name) or real(path, *what)
+        study_runs,
+        "write_atomically",
+        lambda path, *what, **more: written.append(path.name) or real(path, *what, **more),
     )
     asked = study(seeds=40)
     told = []
