@@ -48,9 +48,18 @@ def machine_shared(folder: Path, *, alone: bool):
             yield
 
 
+# In names of its own, with a copy of each of numpy's generators: what comes after draws what it drew before.
+ALONE = """
+exec({!r}, {{
+    name: __import__("copy").deepcopy(thing) if hasattr(thing, "bit_generator") else thing
+    for name, thing in globals().items()
+}})
+"""
+
+
 def printed_by(kernel, source: str) -> str:
-    """What a cell prints in nbval's kernel; what it assigns is forgotten."""
-    asked = kernel.execute_cell_input(f"exec({source!r}, dict(globals()))", allow_stdin=False)
+    """What a cell prints in nbval's kernel, where it leaves nothing behind."""
+    asked = kernel.execute_cell_input(ALONE.format(source), allow_stdin=False)
     printed, error = "", ""
     while True:
         message = kernel.get_message("iopub", timeout=ANSWERED)
@@ -72,8 +81,7 @@ def printed_by(kernel, source: str) -> str:
 class NotebookCells:
     """The cells of the tutorials, which nbval makes tests of: they have no fixtures.
 
-    After a cell that checks answers the teacher's edition of it runs in the same kernel, where it leaves nothing
-    behind: every answer must be right.
+    After a cell that checks answers the teacher's edition of it runs in the same kernel: every answer must be right.
     """
 
     def __init__(self):
