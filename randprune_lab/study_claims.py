@@ -122,7 +122,7 @@ def _measured(claim: Claim, found: Paired) -> str:
     plain = claim.trend or claim.measure in ("ranks", "epochs")
     factor, unit = (1, "") if plain else (100, " points")
     what = f"Trend (Spearman) of the {_SAID[claim.measure]}" if claim.trend else _SAID[claim.measure].capitalize()
-    below = claim.below if isinstance(claim.below, str) else f"{claim.below:g}"
+    below = claim.below if isinstance(claim.below, str) else f"{claim.below:.3g}"
     size = f"{what}, {claim.above} less {below}: {factor * found.difference:+.2f}{unit}"
     of_chance = claim.measure in COUNTED and not isinstance(claim.below, str) and not claim.trend
     trial = "seed" if not of_chance else "stage" if claim.measure == "plain_won" else "run"
