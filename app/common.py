@@ -13,11 +13,28 @@ from randprune_lab.places import Places
 
 PAGES = Path(__file__).parent / "views"
 NOTICES = 5
+# How runs and studies stand: color and icon.
+BADGES = {
+    "queued": ("blue", ":material/hourglass_empty:"),
+    "running": ("green", ":material/play_arrow:"),
+    "stopping": ("orange", ":material/stop_circle:"),
+    "finished": ("green", ":material/check_circle:"),
+    "stopped": ("orange", ":material/pause_circle:"),
+    "failed": ("red", ":material/error:"),
+    "interrupted": ("orange", ":material/power_off:"),
+    "damaged": ("red", ":material/broken_image:"),
+}
 
 
 def places() -> Places:
     """The folders of this app."""
     return Places.of_environment()
+
+
+def badge(state: str) -> None:
+    """How a run or a study stands."""
+    color, icon = BADGES.get(state, ("gray", ":material/help:"))
+    st.badge(state, color=color, icon=icon)  # type: ignore[arg-type]
 
 
 def plain(text: object) -> str:

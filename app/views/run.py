@@ -8,22 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from common import link, page, places, plain, said
+from common import badge, link, page, places, plain, said
 from drawing import download, draw, table
 from launch_panel import launch_panel
 
 from randprune_lab import charts, curves, jobs, listing, live
-
-BADGES = {
-    "queued": ("blue", ":material/hourglass_empty:"),
-    "running": ("green", ":material/play_arrow:"),
-    "stopping": ("orange", ":material/stop_circle:"),
-    "finished": ("green", ":material/check_circle:"),
-    "stopped": ("orange", ":material/pause_circle:"),
-    "failed": ("red", ":material/error:"),
-    "interrupted": ("orange", ":material/power_off:"),
-    "damaged": ("red", ":material/broken_image:"),
-}
 
 
 def launch() -> None:
@@ -127,9 +116,8 @@ def _watched(name: str, drawn: str) -> None:
 
 def _header(view: dict[str, Any]) -> None:
     """Status, progress, heartbeat, and whatever is wrong."""
-    color, icon = BADGES.get(view["status"], ("gray", ":material/help:"))
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.badge(view["status"], color=color, icon=icon)  # type: ignore[arg-type]
+        badge(view["status"])
         if view["is_live"] and view["status"] != "queued":
             st.caption(plain(view["heartbeat"]))
     if view["progress"]["sentence"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from common import page, places, plain, said
+from common import badge, page, places, plain, said
 from drawing import download, draw_chart
 
 from randprune_lab import study_jobs, study_report, study_view
@@ -19,15 +19,6 @@ from randprune_lab.study_results import Results, versus_of
 from randprune_lab.study_runs import missing, read_asked, study_folders
 from randprune_lab.study_view import AskingCost
 
-BADGES = {
-    "running": ("green", ":material/play_arrow:"),
-    "stopping": ("orange", ":material/stop_circle:"),
-    "finished": ("green", ":material/check_circle:"),
-    "stopped": ("orange", ":material/pause_circle:"),
-    "failed": ("red", ":material/error:"),
-    "interrupted": ("orange", ":material/power_off:"),
-    "damaged": ("red", ":material/broken_image:"),
-}
 VERDICTS = {
     REPRODUCED: ("green", ":material/check:"),
     NOT_REPRODUCED: ("red", ":material/close:"),
@@ -85,7 +76,7 @@ def _there(drawn: dict[str, str]) -> None:
         if found.state != state:
             st.rerun()
         if found.state == "damaged":
-            _badge(found.state)
+            badge(found.state)
             said(found.message)
             continue
         _entry(name, read_asked(folder), study_view.progress_sentence(found), found.state)
@@ -96,7 +87,7 @@ def _entry(name: str, study: Study, progress: str, state: str = "") -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             _door(study.title, study=name)
             if state:
-                _badge(state)
+                badge(state)
         told = progress or f"Small form: {study_view.runs_of(name):,} runs, {len(study.seeds)} seeds."
         called = name if progress else name.removesuffix(SMALL)
         st.caption(plain(f"{study.question} {told} ({called})"))
@@ -107,11 +98,6 @@ def _door(label: str, **query: str) -> None:
     go = lambda: st.query_params.from_dict(query)
     key = f"open {query}"
     st.button(plain(label), icon=":material/arrow_forward:", type="tertiary", key=key, on_click=go)
-
-
-def _badge(state: str) -> None:
-    color, icon = BADGES.get(state, ("gray", ":material/help:"))
-    st.badge(state, color=color, icon=icon)  # type: ignore[arg-type]
 
 
 # ---- one of them
@@ -228,7 +214,7 @@ def _watched(name: str, drawn: tuple[str, int]) -> None:
     state, done = drawn
     if found.state != state or found.done - done >= max(found.of // REDRAWN, 1):
         st.rerun()
-    _badge(found.state)
+    badge(found.state)
     if found.state != "finished":
         st.progress(found.share, text=plain(study_view.progress_sentence(found)))
     if found.message:
