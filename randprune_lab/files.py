@@ -58,7 +58,7 @@ def is_held(path: Path) -> bool:
         return False
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.2, poll_interval=0.02)  # of two that ask at a time one waits for the other
     except filelock.Timeout:
         return True
     except OSError:

@@ -94,6 +94,10 @@ def start_accelerator(config: RunConfig) -> accelerate.Accelerator:
     if config.device in ("cuda", "mps") and not getattr(torch, config.device).is_available():
         raise ValueError(f"device = {config.device!r}: not available here. Pass cpu or auto.")
     one_of_many = "LOCAL_RANK" in os.environ
+    if one_of_many:
+        # What these functions default to is the connection that there is when they are imported, as the first optimizer
+        # does. Held by them it outlives ranks.end, and its threads may abort a process that ends.
+        from torch.distributed.nn import functional  # noqa: F401
     on_cpu = config.device == "cpu" or (one_of_many and config.device == "auto" and not torch.cuda.is_available())
     accelerator = accelerate.Accelerator(cpu=on_cpu, mixed_precision=config.precision)
     if accelerator.device.type == "cpu":

@@ -212,6 +212,16 @@ def test_only_the_first_process_writes_and_speaks(launched):
         assert close(one.to_json(), other.to_json())
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not tell the names of threads")
+def test_the_command_leaves_no_thread_of_the_connection_behind(launched):
+    """One that still works while the interpreter ends may abort it."""
+    folder, _ = launched
+    for rank, each in enumerate(found(launched)):
+        left = json.loads((folder / f"threads.{rank}.json").read_text())
+        assert any("gloo" in name for name in each["threads"])
+        assert not [name for name in left if "gloo" in name]
+
+
 def test_with_one_process_nothing_is_done():
     values = [torch.tensor(1.0)]
     assert ranks.add_up([], values) == values

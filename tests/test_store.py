@@ -35,6 +35,7 @@ import randprune_lab
 from randprune_lab import engine, store
 from randprune_lab.checks import keep_count
 from randprune_lab.events import CandidateScored, Checkpoint, EpochFinished, Resumed, RunStarted, StageFinished, Warned
+from randprune_lab.files import is_held
 from randprune_lab.histogram import MagnitudeHistogram
 from randprune_lab.masks import unpack
 
@@ -454,6 +455,16 @@ def test_two_writers_are_refused(tmp_path, whole):
         thread.join()
     go_on(tmp_path, tiny(), **tiny_parts())  # and afterwards it works
     assert ends_like(tmp_path, whole)
+
+
+def test_who_only_asks_whether_a_run_is_written_is_not_taken_for_its_writer(tmp_path):
+    lock = filelock.FileLock(tmp_path / ".lock", thread_local=False)
+    lock.acquire()
+    assert is_held(tmp_path / ".lock")
+    asked = threading.Timer(0.05, lock.release)  # another one's question, on a slow machine
+    asked.start()
+    assert not is_held(tmp_path / ".lock")
+    asked.join()
 
 
 def test_a_second_writer_in_the_same_process_is_refused(tmp_path):

@@ -121,6 +121,11 @@ def refusal(config: RunConfig, parts: dict, *, spoil: bool = False) -> str:
     return ""
 
 
+def threads() -> list[str]:
+    """Names of this process's threads, those of libraries, too; none where the system does not tell."""
+    return [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+
+
 def main(folder: Path) -> None:
     config = tiny()
     start_accelerator(config)
@@ -132,6 +137,7 @@ def main(folder: Path) -> None:
     own_seed, parts = own(seed=rank)
     found = {
         "number": ranks.number(),
+        "threads": threads(),
         "measured": measured(config),
         "other seed": refusal(own_seed, parts),
         "other weight": refusal(*own(), spoil=True),
@@ -141,7 +147,10 @@ def main(folder: Path) -> None:
     cli.resume(str(folder / "stopped"), as_json=True)
     short = "--stages 0.5 --dense-epochs 1 --max-epochs 1 --candidates 2 --batch-size 400"
     sys.argv = ["randprune", "run", "--device", "cpu", "--no-controls", "--json", *short.split()]
-    cli.main()
+    try:
+        cli.main()
+    finally:
+        (folder / f"threads.{rank}.json").write_text(json.dumps(threads()))
 
 
 if __name__ == "__main__":
