@@ -269,12 +269,24 @@ def checkpoint_card(record: Mapping[str, Any], tensors: Mapping[str, Mapping[str
         "stored as zeros, in tensors of their usual names, shapes and types. The licence is that of the model it was "
         "made from.",
         "## Settings",
-        "\n".join([*settings, *(f"- note: {note}" for note in record["notes"])]),
+        "\n".join([*settings, *(f"- note: {note}" for note in notes_told(record["notes"]))]),
         "## Tensors",
         f"{swapped}More in `mask.json`.",
         _table(head, rows),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def notes_told(notes: Iterable[str]) -> list[str]:
+    """Notes of the form "tensor: sentence", with each sentence once: a large network has hundreds of tensors."""
+    tensors: dict[str, list[str]] = {}
+    for note in notes:
+        tensor, _, sentence = note.partition(": ")
+        tensors.setdefault(sentence, []).append(tensor)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {sentence}"
+        for sentence, names in tensors.items()
+    ]
 
 
 def _masking(record: Mapping[str, Any]) -> str:

@@ -151,7 +151,7 @@ def _run_command() -> Callable[..., None]:
             "preset_name",
             Annotated[
                 str | None,
-                typer.Option("--preset", help=f"{', '.join(PRESETS)} [default: what fits the task]", metavar="NAME"),
+                typer.Option("--preset", help=f"{', '.join(PRESETS)}; none: what fits the task", metavar="NAME"),
             ],
             None,
         ),
@@ -524,7 +524,7 @@ def explore(
 
 def app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the browser finds it.")] = 8501,
-    runs: Annotated[Path | None, typer.Option(help="Folder of runs [default: $RANDPRUNE_RUNS, else ./runs]")] = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder of runs; none: $RANDPRUNE_RUNS, else ./runs.")] = None,
     models: Annotated[
         list[Path] | None, typer.Option(help="A folder of models or data that may be read; may be given again.")
     ] = None,

@@ -26,10 +26,10 @@ def study(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file: base.dataset=FOLDER, seeds=4."),
     ] = None,
-    called: Annotated[str, typer.Option("--name", help="Name of the study's folder [default: the file's]")] = "",
+    called: Annotated[str, typer.Option("--name", help="Name of the study's folder; none: the file's.")] = "",
     processes: Annotated[int, typer.Option(min=1, max=1024, help="Runs at a time on this machine.")] = 2,
     executor: Annotated[str, typer.Option(help="processes (this machine); ray.")] = "processes",
-    ray_address: Annotated[str, typer.Option(help="Of a cluster: auto, HOST:PORT [default: a local one]")] = "",
+    ray_address: Annotated[str, typer.Option(help="Of a cluster: auto, HOST:PORT; none: start one here.")] = "",
     ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs that a run asks for, may be a fraction.")] = 0.0,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be done and what it would cost; make nothing.")
@@ -180,13 +180,14 @@ def _list(*, as_json: bool) -> None:
         "studies that come with the lab: randprune study NAME [--small]",
         ("name", "question"),
         ([name, study.question] for name, study in built_in.items()),
+        words=("question",),
     )
     if there:
         shown = [
             (folder.name, title(folder), f"{state.done} of {state.of}", "runs" if is_running(folder) else "")
             for folder, state in there.items()
         ]
-        print_table(f"studies in {studies_folder()}", ("name", "title", "runs", ""), shown)
+        print_table(f"studies in {studies_folder()}", ("name", "title", "runs", ""), shown, words=("title",))
 
 
 def print_results(study: Study, results: Results) -> None:
@@ -196,6 +197,7 @@ def print_results(study: Study, results: Results) -> None:
     head, rows = means_rows(study, results)
     print_table(f"{study.name}: {study.title}", head, rows)
     if results.claims:
-        print_table("what is claimed", ("claim", "verdict"), ((row["says"], row["verdict"]) for row in results.claims))
+        rows = [[row["says"], row["verdict"]] for row in results.claims]
+        print_table("what is claimed", ("claim", "verdict"), rows, words=("verdict",))
         for row in results.claims:
-            say(f"{row['says']} {row['verdict']}. {row['sentence']}", whole=True)
+            say(f"{row['says'].rstrip('.')}: {row['verdict']}. {row['sentence']}", whole=True)

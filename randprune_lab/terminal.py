@@ -8,7 +8,7 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,23 +97,29 @@ def _finite(value: Any) -> Any:
             return value
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table whose first column may wrap; numbers never do."""
+def print_table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, words: Collection[str] = ()
+) -> None:
+    """A table. Its first column and those named in ``words`` may wrap; numbers never do."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     cells = [list(row) for row in rows]
     for place, column in enumerate(columns):
         widest = max([len(column), *(len(row[place]) for row in cells)])
+        wraps = not place or column in words
         table.add_column(
             column,
-            justify="right" if place else "left",
+            justify="left" if wraps else "right",
             overflow="fold",
-            min_width=widest if place else min(widest, 14),
+            min_width=min(widest, 14) if wraps else widest,
+            max_width=90 if column in words else None,
         )
     for row in cells:
         table.add_row(*(Text(_printable(cell), style="red" if cell == "missed" else "") for cell in row))
     console = _console()
     console.print(_printable(title), style="bold", markup=False)
-    console.print(table, width=None if console.is_terminal else 200)  # nothing is clipped in a file
+    if not console.is_terminal:
+        console.width = 200  # nothing is clipped in a file
+    console.print(table)
 
 
 def print_runs(
@@ -253,6 +259,8 @@ def print_masked(folder: Path, record: Mapping[str, Any], seconds: float | None,
         seconds: that writing took; None: all was there already.
         peak: bytes of memory that were held; None: not known.
     """
+    from randprune_lab.card import notes_told
+
     totals = record["totals"]
     tensors = {name: facts for shard in record["shards"].values() for name, facts in shard.items()}
     drawn = record["settings"]["candidate"] > 0
@@ -276,10 +284,11 @@ def print_masked(folder: Path, record: Mapping[str, Any], seconds: float | None,
     )
     quantized = f", {totals['quantized']} quantized ones" if totals["quantized"] else ""
     say(f"Left alone: {totals['left_alone']} tensors (embeddings, norms, heads and others{quantized}).")
-    for note in record["notes"]:
+    for note in notes_told(record["notes"]):
         say(f"note: {note}")
     memory = "" if peak is None else f", at most {peak / 1e9:.2f} GB of memory"
-    how = "was there already, nothing was written" if seconds is None else f"written in {seconds:.0f} s{memory}"
+    took = "" if seconds is None else "less than a second" if seconds < 1 else f"{seconds:.0f} s"
+    how = f"written in {took}{memory}" if took else "was there already, nothing was written"
     say(f"{folder}: {how}. Nothing was trained: fine-tune it before you judge it.")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from randprune_lab import bench, jobs, status, store, terminal
@@ -359,3 +360,13 @@ def test_failed_and_damaged_runs_are_listed_with_their_reasons(command, monkeypa
 )
 def test_places_in_the_queue(place, word):
     assert terminal.shown_state(status.Status("queued", position=place)) == f"queued, {word}"
+
+
+def test_in_a_narrow_window_words_wrap_and_numbers_do_not(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "_console", lambda: Console(width=50, force_terminal=True, color_system=None))
+    rows = [["a", "word " * 30, "1,234,567"]]
+    terminal.print_table("title", ("name", "what", "number"), rows, words=("what",))
+    out = capsys.readouterr().out
+    assert out.count("word") == 30
+    assert "1,234,567" in out
+    assert max(map(len, out.splitlines())) <= 50

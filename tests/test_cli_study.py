@@ -105,7 +105,7 @@ def test_again_makes_no_run_and_prints_what_is_there(finished, randprune):
     assert tree(folder / "studies" / "runs") == runs
     assert "pays: 2 runs as planned, 0 to make." in out
     assert "Does it pay?" in out
-    assert f"It pays. too few seeds to tell. {told['claims'][0]['sentence']}" in out
+    assert f"It pays: too few seeds to tell. {told['claims'][0]['sentence']}" in out
     assert f"report: {folder / 'studies' / 'pays' / 'report.html'}" in out
     assert "…" not in out
 
@@ -117,8 +117,11 @@ def test_the_list(finished, randprune):
     for name in built_in_studies():
         assert re.search(rf"^ *{name} ", out, re.MULTILINE)
     assert re.search(r"^ *pays +Does it pay\? +2 of 2", out, re.MULTILINE)
+    printed = out
     code, out, _ = randprune("--json", runs=folder)
     told = json.loads(out)
+    for study in told["built_in"]:  # to the last word
+        assert re.search(r"\s+".join(map(re.escape, [study["name"], *study["question"].split()])), printed)
     assert [study["name"] for study in told["built_in"]] == list(built_in_studies())
     assert told["studies"] == [{"folder": str(folder / "studies" / "pays"), "done": 2, "of": 2}]
     code, out, _ = randprune("--json", runs=folder / "none")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import filelock
@@ -423,7 +424,11 @@ def test_a_target_out_of_reach_is_told(bert, tmp_path):
     record = masked(bert, tmp_path / "out", sparsity=0.9, candidate=1, randomness="target_ir", target_ir=50.0)
     assert len(record["notes"]) == 12
     assert "an ir of 50 is out of reach" in record["notes"][0]
-    assert "note: bert." in (tmp_path / "out" / "README.md").read_text()
+    told = re.findall("note: (.*)", (tmp_path / "out" / "README.md").read_text())
+    sentences = [note.partition(": ")[2] for note in record["notes"]]
+    assert len(told) < 12
+    for note, (sentence, tensors) in zip(told, Counter(sentences).items(), strict=True):
+        assert re.fullmatch(rf"bert\.[\w.]+( and {tensors - 1} more)?: {re.escape(sentence)}", note)
 
 
 @pytest.mark.parametrize("fields", [RANDOM, RANDOM | {"scope": "global"}])
