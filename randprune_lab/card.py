@@ -294,7 +294,7 @@ def _masking(record: Mapping[str, Any]) -> str:
     left = totals["parameters"] - totals["prunable"] + totals["kept"]
     quantized = f", {totals['quantized']} of them quantized" if totals["quantized"] else ""
     text = (
-        f"A {f'random mask no. {candidate}' if candidate else 'plain magnitude mask'} was applied with RandPrune Lab "
+        f"{f'Random mask no. {candidate}' if candidate else 'A plain magnitude mask'} was applied with RandPrune Lab "
         f"(arXiv 2310.13183). Of {totals['prunable']:,} prunable weights in {totals['tensors']} tensors "
         f"{totals['kept']:,} are kept: sparsity {totals['sparsity']:.4f}, {totals['prunable'] / totals['kept']:.1f}x. "
         f"Of all {totals['parameters']:,} parameters {left:,} are left: sparsity {totals['sparsity_of_all']:.4f}. "

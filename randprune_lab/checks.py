@@ -39,6 +39,7 @@ _RULES = {
     "too_long": "must be a list of at most {max_length:,}",
     "missing": "has too few parts",
     "json_invalid": "must be JSON, but is not",
+    "literal_error": "must be {expected}",
     "model_type": "must be an object, settings by name",
     "extra_forbidden": "is no setting",
 }
@@ -53,9 +54,13 @@ def rule_of(part: Mapping[str, Any]) -> str:
 
 def problem_of(part: Mapping[str, Any]) -> str:
     """What pydantic found: name, value and rule."""
-    name, value = ".".join(map(str, part["loc"])), repr(part["input"])
+    name = ".".join(map(str, part["loc"]))
     if part["type"] == "value_error" or not name:
         return rule_of(part)
+    try:
+        value = repr(part["input"])
+    except (RecursionError, ValueError):  # lists in lists without end; a number of thousands of digits
+        return f"{name}: {rule_of(part)}"
     return f"{name} = {value if len(value) <= SHOWN else f'{value[: SHOWN - 3]}...'}: {rule_of(part)}"
 
 

@@ -53,6 +53,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign gets a question mark
     try:
+        _refuse_several(" ".join(sys.argv[1:2]))
         code = _app()(standalone_mode=False, args=sys.argv[1:] or ["--help"])
         if "LOCAL_RANK" in os.environ:  # one of several processes
             from randprune_lab import ranks
@@ -72,6 +73,15 @@ def main() -> None:
             raise
         complain(error)
         sys.exit(2)
+
+
+def _refuse_several(command: str) -> None:
+    """What torchrun starts it starts several times; only a run, new or resumed, is shared out."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "LOCAL_RANK" not in os.environ or command in ("run", "resume"):
+        return
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(2)  # the first one says it
+    raise ValueError(f"randprune {command} is not for several processes, only run and resume are. Start it once.")
 
 
 def _app() -> typer.Typer:
@@ -376,6 +386,8 @@ def _folder_of(name: str) -> Path:
     for folder in (Path(name), store.runs_folder() / name):
         if store.is_run(folder):
             return folder
+    if (Path(name) / "study.json").is_file():
+        raise ValueError(f"{name}: is a study, not a run. randprune study goes on with it, and writes its report anew.")
     raise ValueError(f"{name}: no such run, here or in {store.runs_folder()}. See randprune runs for those that are.")
 
 
@@ -393,6 +405,8 @@ def runs(as_json: Json = False) -> None:
         print_json({"runs": rows})
     else:
         print_listing(f"{len(found)} run{'s' * (len(found) != 1)} in {store.runs_folder()}", found)
+        if of_studies := store.run_folders(runs_of_studies := store.runs_folder() / "studies" / "runs"):
+            say(f"{len(of_studies)} more of studies, which randprune study lists, in {runs_of_studies}", whole=True)
 
 
 def report(folder: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
@@ -489,7 +503,7 @@ def explore(
     ratio = sampling_ratio is not None or schedule is not None
     if ratio + (samples is not None and target_ir is None) + (target_ir is not None) > 1:
         raise ValueError(
-            "--sr or --schedule, --samples and --target-ir each set the randomness: pass one of the three."
+            "--sr or --schedule set the number of draws, and so do --samples and --target-ir: pass one kind of them."
         )
     if target_ir is not None and power is not None:
         raise ValueError("--target-ir sets the power itself: leave --power out.")
@@ -519,7 +533,9 @@ def explore(
         settings = state.model_dump(mode="json")
         print_json({"settings": settings, "tensors": [dataclasses.asdict(row) for row in rows]})
     else:
-        print_tensors(model, state, rows, draws=draw)
+        now = (state.stage, state.moment)
+        at = [known.label for known in explorer.source.moments if (known.stage, known.moment) == now]
+        print_tensors(", ".join([model, *at]), state, rows, draws=draw)
 
 
 def app(

@@ -93,7 +93,7 @@ def _randomness(samples: int | None, target_ir: float | None, ratio: float | Non
     by_ratio = ratio is not None or schedule is not None
     if by_ratio and (samples is not None or target_ir is not None):
         raise ValueError(
-            "--sr or --schedule, --samples and --target-ir each set the randomness: pass one of the three."
+            "--sr or --schedule set the number of draws, and so do --samples and --target-ir: pass one kind of them."
         )
     if by_ratio:
         return check_option("schedule", schedule or "decrease", RATIO_SCHEDULES)

@@ -62,15 +62,19 @@ def study(
     try:
         with Display(0, quiet=as_json) as display:
             folder = run_study(asked, processes=processes, spread=spread, tell=display.runs_done)
+        results = conclude(folder)
     except KeyboardInterrupt:
         say("stopped. What is finished stays: the same command goes on.", error=True)
         sys.exit(130)
     except OSError as error:
+        its = studies_folder() / asked.name
+        if isinstance(error, FileNotFoundError) and not its.is_dir():
+            raise ValueError(f"{its}: was deleted or moved meanwhile. Start the study anew.") from error
         raise ValueError(
             f"{studies_folder()}: cannot be written ({error}). Make room, or set RANDPRUNE_RUNS to a folder that can "
             "be; what is finished stays, and the same command goes on."
         ) from error
-    _tell(asked, folder, conclude(folder), read_state(folder).failed, as_json=as_json)
+    _tell(asked, folder, results, read_state(folder).failed, as_json=as_json)
 
 
 def _tell(asked: Study, folder: Path, results: Results, failed: Mapping[str, str], *, as_json: bool) -> None:
@@ -98,22 +102,26 @@ def _tell(asked: Study, folder: Path, results: Results, failed: Mapping[str, str
 
 def _changes(settings: list[str]) -> dict[str, Any]:
     """``base.dataset=FOLDER`` as {"base": {"dataset": "FOLDER"}}; values as TOML has them, else as text."""
-    from randprune_lab.studies import merged
-
     changes: dict[str, Any] = {}
     for setting in settings:
         one = _setting(setting)
         if clash := _clash(changes, one):
             raise ValueError(f"--set {setting}: {clash} has been set to a value already. Leave one of them out.")
-        changes = merged(changes, one)
+        changes = _together(changes, one)
     return changes
+
+
+def _together(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, which do not clash. "-" stays: ``studies.merged`` takes away what it stands for."""
+    both = {name: _together(old[name], value) for name, value in new.items() if name in old}
+    return {**old, **new, **both}
 
 
 def _setting(text: str) -> dict[str, Any]:
     """One of them. As TOML it may have quoted keys: lines."blind (T = 0)".power = 1."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         path, equals, value = text.partition("=")
     if not equals or not path:
         raise ValueError(f"--set {text}: must be KEY=VALUE. Pass for example --set base.dataset=FOLDER.")
@@ -124,36 +132,39 @@ def _setting(text: str) -> dict[str, Any]:
 
 
 def _clash(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What would be a table and a value."""
+    """What is set already, or would be a table and a value."""
     for name, value in new.items():
-        if name in old and isinstance(value, dict):
-            found = name if not isinstance(old[name], dict) else _clash(old[name], value)
-            if found:
+        if name in old:
+            tables = isinstance(value, dict) and isinstance(old[name], dict)
+            if found := _clash(old[name], value) if tables else name:
                 return found
     return ""
 
 
 def _agreed(asked: Study, *, plan: bool, yes: bool, processes: int, as_json: bool) -> bool:
     """Say what is to be done; ask where it is much."""
+    from randprune_lab.studies import expand
     from randprune_lab.study_cost import cost
     from randprune_lab.study_runs import ASKS_FROM, missing, studies_folder
 
-    left = missing(asked, studies_folder())
-    text = f"{asked.name}: {asked.size:,} runs as planned, {len(left):,} to make"
+    left, different = missing(asked, studies_folder()), len({planned.id for planned in expand(asked)})
+    same = f" (for {asked.size:,} points, some of which share one)" if different < asked.size else ""
+    text = f"{asked.name}: {different:,} runs{same}, {len(left):,} to make."
     ask = len(left) > ASKS_FROM and not yes
     if not (plan or ask):
         if not as_json:
-            say(f"{text}.")
+            say(text)
         return True
+    if not (plan and as_json):
+        say(text, error=as_json)  # at once: to time them takes a while
     needs = cost(list(left.values()), processes)
-    if plan:
-        if as_json:
-            print_json({"study": asked.name, "runs": asked.size, "left": len(left), **needs.to_json()})
-        else:
-            say(f"{text}. {needs.sentence}")
+    if plan and as_json:
+        print_json({"study": asked.name, "points": asked.size, "runs": different, "left": len(left), **needs.to_json()})
         return False
-    say(f"{text}. {needs.sentence}", error=as_json)
-    if as_json or not sys.stdin.isatty():
+    say(needs.sentence, error=as_json)
+    if plan:
+        return False
+    if as_json or sys.stdin is None or not sys.stdin.isatty():
         raise ValueError(f"{len(left):,} runs are more than {ASKS_FROM}, and nobody is here to ask. Pass --yes.")
     typer.confirm("Begin?", abort=True)
     return True

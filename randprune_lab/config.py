@@ -119,8 +119,9 @@ def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
     for pattern in value:
         try:
             re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r}: no regular expression ({error}). Escape with a backslash.") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            shown = pattern if len(pattern) <= 40 else f"{pattern[:37]}..."
+            raise ValueError(f"{shown!r}: no regular expression ({error}). Escape with a backslash.") from error
     return value
 
 

@@ -25,6 +25,7 @@ Sampler = Literal["fast", "exact"]
 SAMPLERS: tuple[Sampler, ...] = ("fast", "exact")
 
 SMALLEST_FAST = 1024  # below this many weights the closed form is too rough, and drawing is quick anyway
+MOST_DRAWN = 100_000  # draws: beyond, seconds for each such mask, and the closed form's differs by a weight or so
 _Lookup = Callable[[NDArray[np.float64]], Tensor]
 DRAWN_AT_ONCE = 2**20  # numbers drawn in one go by the exact sampler
 
@@ -76,7 +77,7 @@ def random_mask(
         power: T >= 0. More power, less randomness.
         reach: r >= 1, only the round(r * keep) largest weights can be drawn; None: every one that is alive.
         method: "exact" draws and counts, as the paper does; "fast" follows the same law by its closed form, at the
-            cost of a top-k (below 1,024 weights it draws, too).
+            cost of a top-k (below 1,024 weights it draws, too, up to 100,000 times).
         ties: who goes first among equal counts at the cut: "random" ones, or those of larger "magnitude".
         alive: bool, same shape, True = the weight still exists; None means ``weight != 0``.
         generator: on the weight's device; the mask is a function of its state.
@@ -126,7 +127,7 @@ def mask_sampler(
     if keep == 0 or drawable == keep:  # nothing to choose
         fixed = support if keep else torch.zeros_like(support)
         draw = lambda _: fixed.clone()
-    elif method == "exact" or histogram.size < SMALLEST_FAST:
+    elif method == "exact" or (histogram.size < SMALLEST_FAST and samples <= MOST_DRAWN):
         draw = _exact_draws(flat, support, keep, samples, power, ties)
     else:
         curve = KeepCurve.of(histogram, sparsity, samples=samples, power=power, reach=reach, ties=ties)

@@ -152,13 +152,15 @@ def _check_kept(chosen: Sequence[StoredTensor], settings: MaskSettings) -> None:
 
 
 def _check_out(source: Path, out: Path) -> None:
-    if out.is_symlink():
-        raise ValueError(f"{out}: is a link, and whatever it leads to might be overwritten. Pass a folder of its own.")
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{out}: lies inside {source}. Pass a folder beside it.")
     try:
+        if out.is_symlink():
+            raise ValueError(
+                f"{out}: is a link, and whatever it leads to might be overwritten. Pass a folder of its own."
+            )
+        if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"{out}: lies inside {source}. Pass a folder beside it.")
         others = [path for path in out.iterdir() if not path.name.startswith(f".{RECORD}")] if out.exists() else []
-    except OSError as error:  # a file, or a folder that may not be read
+    except OSError as error:  # a file, a name that is too long, or a folder that may not be read
         raise ValueError(f"{out}: is no folder that can be used ({error}). Pass a new one.") from error
     if others and not (out / RECORD).is_file():
         raise ValueError(f"{out}: holds other things. Pass a new folder, or one that randprune mask began.")
@@ -203,11 +205,17 @@ def _begun(folder: Path, identity: Facts) -> Facts:
     if differing and (record["shards"] or any(folder.glob("*.safetensors"))):
         what = {"settings": "other settings", "source": "another checkpoint, or it has changed since"}
         told = "; ".join(
-            f"{what.get(name, 'other versions or another device')} ({record[name]}, now {identity[name]})"
+            f"{what.get(name, 'other versions or another device')} ({_changed(record[name], identity[name])})"
             for name in differing
         )
         raise ValueError(f"{folder}: was begun with {told}. Pass a new folder.")
     return new if differing else record
+
+
+def _changed(old: Facts, new: Facts) -> str:
+    """In words."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} = {old.get(name, 'not given')}, now {new.get(name, 'not given')}" for name in names)
 
 
 def _differing(record: Facts, identity: Facts) -> list[str]:

@@ -136,12 +136,17 @@ class Study(pydantic.BaseModel):
     def _fits_together(self) -> Self:
         for name in (*self.base, *self.grid):
             check_option("field", name, tuple(RunConfig.model_fields))
+        for name in set(self.grid) & set(UNTOLD):
+            raise ValueError(f"grid.{name}: changes no result of a run. Leave it out.")
+        if "control" in self.base:
+            raise ValueError("base.control: a control is of one line. Write control and of into a line of its own.")
         if self.name == "runs":
             raise ValueError("name = 'runs': the folder of that name holds the runs of all studies. Pass another name.")
         for name, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid.{name} is empty: there would be no run. Give it a value, or leave it out.")
-            if any(value in values[:place] for place, value in enumerate(values)):
+            cells = [cell_of(self, name, value) for value in values]
+            if len(set(cells)) < len(cells):
                 raise ValueError(
                     f"grid.{name} = {values}: one is there twice, which is no second result. Leave it out."
                 )
@@ -204,7 +209,9 @@ class Study(pydantic.BaseModel):
             check_option("measure of a claim", claim.measure, MEASURES)
             for field, value in claim.where.items():
                 check_option(f"where of the claim {claim.says!r}", field, known)
-                for one in chosen(value, self.grid.get(field)):
+                if not (ones := chosen(value, self.grid.get(field))):
+                    raise ValueError(f"where of the claim {claim.says!r}: {field} = [] chooses nothing. Leave it out.")
+                for one in ones:
                     if one not in self.grid.get(field, [one]):
                         raise ValueError(
                             f"where of the claim {claim.says!r}: {field} = {one!r} is no value of the grid. "
@@ -225,6 +232,14 @@ class Study(pydantic.BaseModel):
 def chosen(value: Any, points: Sequence[Any] | None) -> list[Any]:
     """The values that a claim's ``where`` means: one, or a list of them; a point of the grid may be a list itself."""
     return value if isinstance(value, list) and value not in (points or []) else [value]
+
+
+def cell_of(study: Study, field: str, value: Any) -> Any:
+    """A value of the grid as a table holds it: a list, and what stands beside values of another kind, as text."""
+    kinds = {type(one) for one in study.grid.get(field, [value])}
+    if list not in kinds and (len(kinds) == 1 or kinds == {int, float}):
+        return value
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +276,7 @@ def read_study(source: str | Path, *, small: bool = False, changes: Mapping[str,
         path = BUILT_IN / f"{check_option('study', str(source), built_in_studies())}.toml"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as TOML ({error}). README shows one under Studies.") from error
     shrunk = content.pop("small", None)
     name = content.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem))
@@ -280,6 +295,8 @@ def read_study(source: str | Path, *, small: bool = False, changes: Mapping[str,
     except pydantic.ValidationError as error:
         problems = [problem_of(problem) for problem in error.errors()]
         raise ValueError(f"{path.name}: {'; '.join(problems)}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path.name}: is nested too deeply. README shows a study under Studies.") from error
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
@@ -291,6 +308,8 @@ def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         old = found.get(name)
         found[name] = merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
         if value == "-":
+            if old is None:
+                raise ValueError(f"{name} = '-': would take away what is not there. Leave it out.")
             del found[name]
     return found
 
@@ -304,6 +323,8 @@ def expand(study: Study) -> list[Planned]:
     points = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
     cells = [(line, point, _configured(study, line, point)) for point in points for line in study.lines]
     _check_sparsities(study, [config for _, _, config in cells])
+    _check_trends(study, cells)
+    _check_controls(study, cells)
     for claim in study.claims:
         if claim.below == CHANCE:
             chance_for(study, claim, cells)
@@ -324,6 +345,34 @@ def _check_sparsities(study: Study, configs: Sequence[RunConfig]) -> None:
                     f"{study.name}: where of the claim {claim.says!r}: sparsity = {one!r} is no stage of any run. "
                     f"Valid: {', '.join(map(str, known))}."
                 )
+
+
+def _check_trends(study: Study, cells: Sequence[tuple[str, Mapping[str, Any], RunConfig]]) -> None:
+    """Two points always lie on a line. Along ir, which is measured, nobody knows before how many there will be."""
+    for claim in study.claims:
+        if not claim.trend or study.x == "ir":
+            continue
+        stages = {sparsity for line, _, config in cells if line == claim.above for sparsity in config.stages}
+        points = study.grid.get(study.x) or sorted(stages)
+        count = len(chosen(claim.where[study.x], points)) if study.x in claim.where else len(points)
+        if count < 3:
+            raise ValueError(
+                f"{study.name}: trend of the claim {claim.says!r}: needs three values of {study.x}, and there are "
+                f"{count}. Add some, or leave trend out."
+            )
+
+
+def _check_controls(study: Study, cells: Sequence[tuple[str, Mapping[str, Any], RunConfig]]) -> None:
+    """A line's own settings may undo what makes it a control."""
+    ids: dict[str, list[str]] = {}
+    for line, _, config in cells:
+        ids.setdefault(line, []).append(run_id(config))
+    for line, own in study.lines.items():
+        if "of" in own and ids[line] == ids[own["of"]]:
+            raise ValueError(
+                f"{study.name}: lines.{line} makes the runs of lines.{own['of']}, whose control it is to be. Leave its "
+                "own settings out."
+            )
 
 
 def chance_for(study: Study, claim: Claim, runs: Iterable[tuple[str, Mapping[str, Any], RunConfig]]) -> float:

@@ -9,8 +9,7 @@ import pandas as pd
 import scipy
 
 from randprune_lab.intervals import Paired, holm, paired, share, spearman, verdict
-from randprune_lab.studies import CHANCE, COUNTED, Claim, Study, chance_for, chosen, expand
-from randprune_lab.study_rows import cell_of
+from randprune_lab.studies import CHANCE, COUNTED, Claim, Study, cell_of, chance_for, chosen, expand
 
 REPRODUCED, NOT_REPRODUCED, NOISE = "reproduced", "not reproduced", "within noise at this scale"
 TOO_FEW, NO_DATA = "too few seeds to tell", "no data yet"
@@ -28,7 +27,8 @@ def claim_rows(study: Study, table: pd.DataFrame) -> list[dict[str, Any]]:
     for claim, one, p in zip(claims, found, adjusted, strict=True):
         told = claim.model_dump()
         if one is None:
-            rows.append(told | {"verdict": NO_DATA, "sentence": "No two finished runs to compare."})
+            why = "No seed has three points for a trend." if claim.trend else "No two finished runs to compare."
+            rows.append(told | {"verdict": NO_DATA, "sentence": why})
             continue
         least = min(1.0, len(found) * one.least_p)
         said = dataclasses.replace(one, p=p, least_p=least)

@@ -173,13 +173,14 @@ def means_sentence(study: Study, results: Results) -> str:
 def differences_sentence(results: Results) -> str:
     """How many of the points are told apart from what they are compared with, and how many are within noise."""
     counts = results.differences["verdict"].value_counts()
-    parts = [f"{counts[name]} {name}" for name in ("above", "below", "within noise", "too few seeds") if name in counts]
-    names = results.differences["versus"].unique()
-    against = names[0] if len(names) == 1 else OWN_CONTROL
+    names = ("above", "below", "within noise", "too few seeds")
+    parts = [f"{name} at {counts[name]}" for name in names if name in counts]
+    others = results.differences["versus"].unique()
+    against = others[0] if len(others) == 1 else OWN_CONTROL
     return (
-        f"Paired by seed against {against}, each point for itself (sign-flip test at "
-        f"5 %): {', '.join(parts)} of {len(results.differences)}. With many points, one in twenty looks like something "
-        "by chance: what is claimed is tested above, together."
+        f"Paired by seed against {against}, each point for itself (sign-flip test at 5 %): {', '.join(parts)} of "
+        f"{len(results.differences)} points. With many points, one in twenty looks like something by chance: what is "
+        "claimed is tested above, together."
     )
 
 

@@ -12,9 +12,9 @@ import pandas as pd
 
 from randprune_lab.files import write_atomically
 from randprune_lab.intervals import bootstrap_interval, paired, verdict
-from randprune_lab.studies import Planned, Study, expand
+from randprune_lab.studies import Planned, Study, cell_of, expand
 from randprune_lab.study_claims import claim_rows
-from randprune_lab.study_rows import beside_reference, candidate_rows, cell_of, stage_rows
+from randprune_lab.study_rows import beside_reference, candidate_rows, stage_rows
 from randprune_lab.study_runs import finished_story, run_folder
 
 RESULTS, CANDIDATES, CLAIMS = "results", "candidates", "claims.json"
@@ -57,8 +57,8 @@ def gather(study: Study, parent: Path) -> Results:
     for planned, (stages_of, judged_of) in _read(plan, parent):
         point = {name: cell_of(study, name, value) for name, value in planned.point.items()}
         where = {"line": planned.line, **point, "seed": planned.seed, "run": planned.id}
-        stages += [where | row for row in stages_of]
-        candidates += [where | row for row in judged_of]
+        stages += [where | row | point for row in stages_of]  # a field of the grid may be a column, too: device
+        candidates += [where | row | point for row in judged_of]
     table, judged = pd.DataFrame(stages), pd.DataFrame(candidates)
     if len(table):
         table = table.astype(dict.fromkeys(("ir", "swapped", "drawn_ir", "plain_won"), float))  # though all be None
@@ -195,7 +195,7 @@ def _differences(study: Study, table: pd.DataFrame) -> pd.DataFrame:
         against = _versus(study, line)
         if line == against or against not in by_line:
             continue
-        both = same.set_index(key)["y"].rename("ours").to_frame().join(by_line[against]).dropna()
+        both = same.set_index(key)["y"].rename("ours").to_frame().join(by_line[against], validate="1:1").dropna()
         if len(both):
             found = paired(both["ours"], both["theirs"])
             told = {"label": label, "line": line, "versus": against, "x": x}

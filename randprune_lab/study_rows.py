@@ -13,14 +13,6 @@ from randprune_lab.intervals import spearman
 from randprune_lab.studies import Planned, Study
 
 
-def cell_of(study: Study, field: str, value: Any) -> Any:
-    """A value of the grid as a table holds it: a list, and what stands beside values of another kind, as text."""
-    kinds = {type(one) for one in study.grid.get(field, [value])}
-    if list not in kinds and (len(kinds) == 1 or kinds == {int, float}):
-        return value
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def stage_rows(planned: Planned, events: Sequence[Event]) -> list[dict[str, Any]]:
     """A row for each finished stage of a run: the columns of ``Results.stages`` that do not name it."""
     rows: list[dict[str, Any]] = []

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement as Width
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -110,15 +111,16 @@ def print_table(
             column,
             justify="left" if wraps else "right",
             overflow="fold",
-            min_width=min(widest, 14) if wraps else widest,
+            min_width=min(widest, 10) if wraps else widest,
             max_width=90 if column in words else None,
         )
     for row in cells:
         table.add_row(*(Text(_printable(cell), style="red" if cell == "missed" else "") for cell in row))
     console = _console()
     console.print(_printable(title), style="bold", markup=False)
-    if not console.is_terminal:
-        console.width = 200  # nothing is clipped in a file
+    # Nothing is clipped: not in a file, nor in a window that is too narrow for the numbers, which wraps the lines.
+    least = Width.get(console, console.options.update(width=1000), table).minimum
+    console.width = max(console.width if console.is_terminal else 200, least)
     console.print(table)
 
 
@@ -264,6 +266,7 @@ def print_masked(folder: Path, record: Mapping[str, Any], seconds: float | None,
     totals = record["totals"]
     tensors = {name: facts for shard in record["shards"].values() for name, facts in shard.items()}
     drawn = record["settings"]["candidate"] > 0
+    alone = record["settings"]["scope"] == "layer"  # as one vector, no tensor has an ir of its own
     cells = [
         [
             name,
@@ -271,16 +274,21 @@ def print_masked(folder: Path, record: Mapping[str, Any], seconds: float | None,
             f"{facts['kept']:,}",
             "-" if facts["threshold"] is None else f"{facts['threshold']:.4g}",
             *([f"{facts['samples']:,}", f"{facts['power']:.4g}"] if drawn else []),
-            *([_shown_ir(facts.get("ir")), f"{facts['swapped']:.2%}"] if drawn else []),
+            *([_shown_ir(facts.get("ir"))] if drawn and alone else []),
+            *([f"{facts['swapped']:.2%}"] if drawn else []),
         ]
         for name, facts in tensors.items()
     ]
-    columns = ["tensor", "weights", "kept", "tau", *(["M", "T", "ir", "swapped"] if drawn else [])]
+    columns = ["tensor", "weights", "kept", "tau", *(["M", "T", *["ir"] * alone, "swapped"] if drawn else [])]
     print_table(f"{record['source']['name']}, masked", columns, cells)
     say(
         f"{totals['kept']:,} of {totals['prunable']:,} prunable weights kept: sparsity {totals['sparsity']:.4f}, "
         f"of all {totals['parameters']:,} parameters {totals['sparsity_of_all']:.4f}"
         + (f"; ir {_shown_ir(totals['ir'])}, swapped {totals['swapped']:.2%}." if drawn else ".")
+    )
+    say(
+        "tau: the smallest magnitude that the plain mask keeps."
+        + (" M: masks drawn and added up. ir, swapped: this mask against the plain one." if drawn else "")
     )
     quantized = f", {totals['quantized']} quantized ones" if totals["quantized"] else ""
     say(f"Left alone: {totals['left_alone']} tensors (embeddings, norms, heads and others{quantized}).")

@@ -370,3 +370,6 @@ def test_in_a_narrow_window_words_wrap_and_numbers_do_not(monkeypatch, capsys):
     assert out.count("word") == 30
     assert "1,234,567" in out
     assert max(map(len, out.splitlines())) <= 50
+    numbers = [["encoder.layer.0", *10 * ["1,234,567"]]]
+    terminal.print_table("title", ("name", *map(str, range(10))), numbers)  # wider than the window: whole all the same
+    assert capsys.readouterr().out.count("1,234,567") == 10

@@ -103,14 +103,14 @@ def test_again_makes_no_run_and_prints_what_is_there(finished, randprune):
     code, out, _ = randprune(file, runs=folder)
     assert code == 0
     assert tree(folder / "studies" / "runs") == runs
-    assert "pays: 2 runs as planned, 0 to make." in out
+    assert "pays: 2 runs, 0 to make." in out
     assert "Does it pay?" in out
     assert f"It pays: too few seeds to tell. {told['claims'][0]['sentence']}" in out
     assert f"report: {folder / 'studies' / 'pays' / 'report.html'}" in out
     assert "…" not in out
 
 
-def test_the_list(finished, randprune):
+def test_the_list(finished, randprune, monkeypatch, capsys):
     folder, *_ = finished
     code, out, _ = randprune(runs=folder)
     assert code == 0
@@ -118,6 +118,14 @@ def test_the_list(finished, randprune):
         assert re.search(rf"^ *{name} ", out, re.MULTILINE)
     assert re.search(r"^ *pays +Does it pay\? +2 of 2", out, re.MULTILINE)
     printed = out
+    monkeypatch.setattr(sys, "argv", ["randprune", "runs"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "2 more of studies, which randprune study lists" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["randprune", "resume", str(folder / "studies" / "pays")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "is a study, not a run" in capsys.readouterr().err
     code, out, _ = randprune("--json", runs=folder)
     told = json.loads(out)
     for study in told["built_in"]:  # to the last word
@@ -141,7 +149,7 @@ def test_a_plan_says_the_cost_and_makes_nothing(finished, randprune, tmp_path):
     _, file, _ = finished
     code, out, _ = randprune(file, "--small", "--plan", "--processes", 3, runs=tmp_path / "none")
     assert code == 0
-    assert re.search(r"pays-small: 4 runs as planned, 4 to make\. About .+ with 3 at a time", " ".join(out.split()))
+    assert re.search(r"pays-small: 4 runs, 4 to make\. About .+ with 3 at a time", " ".join(out.split()))
     code, out, _ = randprune(file, "--plan", "--json", runs=tmp_path / "none")
     told = json.loads(out)
     assert (told["study"], told["runs"], told["left"], told["processes"]) == ("pays", 2, 2, 2)
@@ -174,11 +182,11 @@ def test_many_runs_are_not_begun_without_a_word(finished, randprune, begun, tmp_
     many = (file, "--set", "seeds=5000")
     code, out, err = randprune(*many, runs=tmp_path)
     assert code == 2
-    assert "10,000 runs as planned, 10,000 to make. About" in " ".join(out.split())
+    assert "10,000 runs, 10,000 to make. About" in " ".join(out.split())
     assert f"10,000 runs are more than {ASKS_FROM}, and nobody is here to ask. Pass --yes." in err
     code, out, err = randprune(*many, "--json", runs=tmp_path)
     assert (code, out) == (2, "")
-    assert "10,000 to make. About" in err
+    assert "10,000 to make. About" in " ".join(err.split())
     assert not begun
     code, _, err = randprune(*many, "--yes", runs=tmp_path)
     assert (code, len(begun)) == (130, 1)
@@ -216,6 +224,12 @@ def test_too_many_are_refused(finished, randprune, tmp_path):
         (["lines.new.of=IMP"], "lines.new: control and of belong together"),
         (["seeds=[]"], "seeds: there is none"),
         (["name=runs"], "name = 'runs': the folder of that name"),
+        (["seeds=4", "seeds=5"], "--set seeds=5: seeds has been set to a value already"),
+        (["base.nope=-"], "nope = '-': would take away what is not there"),
+        (["lines=-"], "lines: there is none"),
+        (["base.a=" + 3000 * "["], "field = 'a': unknown"),
+        (["base." * 2000 + "a=1"], "field = 'base': unknown"),
+        (["seeds=0x1" + 9000 * "f"], "seeds"),
         (["small.seeds=3"], "field of a study = 'small': unknown"),
     ],
 )
@@ -234,6 +248,7 @@ def test_settings_are_values_as_toml_has_them_else_texts():
         "seeds": 4,
         "grid": {"samples": [1, 2]},
     }
+    assert _changes(["lines.b=-", "lines.c=-", "seeds=-"]) == {"lines": {"b": "-", "c": "-"}, "seeds": "-"}
     assert _changes(["lines.a b.x=-", "log=true"]) == {"lines": {"a b": {"x": "-"}}, "log": True}
 
 

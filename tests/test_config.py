@@ -216,6 +216,7 @@ def test_an_unknown_field_is_refused_with_the_nearest(wrong, nearest):
         ({"seed": 1.5}, ["seed"]),
         ({"include": ("(",)}, ["'('", "no regular expression", "Escape"]),
         ({"exclude": "*.weight"}, ["'*.weight'", "no regular expression"]),
+        ({"include": (3000 * "(",)}, ["...'", "no regular expression"]),
         ({"randomness": "target_ir"}, ["randomness = 'target_ir'", "each needs the other"]),
         ({"target_ir": 0.1}, ["randomness = 'fixed', target_ir = 0.1", "each needs the other"]),
         ({"randomness": "target_ir", "target_ir": (0.1, 0.2)}, ["2 numbers for 5 stages"]),

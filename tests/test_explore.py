@@ -122,7 +122,7 @@ def test_a_target_ir_is_what_every_tensor_gets(checkpoint, command):
 def test_samples_rule_over_the_ratio(checkpoint, command):
     code, out, err = command("explore", checkpoint[0], "--samples", 3, "--sr", 0.5)
     assert (code, out) == (2, "")
-    assert "pass one of the three" in err
+    assert "pass one kind of them" in err
     state, rows = shown(command, checkpoint[0], "--samples", 3)
     assert (state.randomness, state.samples) == ("fixed", 3)
     assert {row["samples"] for row in rows} == {3}

@@ -273,6 +273,16 @@ def test_no_background_for_several_processes(command, monkeypatch, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", "randprune study is not for several processes"), ("1", "")])
+def test_only_runs_are_shared_out(command, monkeypatch, rank, said):
+    for name, value in {"LOCAL_RANK": rank, "RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = command("study")
+    assert (code, out) == (2, "")
+    assert said in err
+    assert bool(err) == bool(said)
+
+
 def test_the_package_is_a_command(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["randprune_lab", "--help"])
     with pytest.raises(SystemExit):

@@ -149,6 +149,13 @@ def test_half_of_an_odd_number_rounds_as_python_does():
     assert int(magnitude_mask(normal(7), 0.5).sum()) == 3
 
 
+def test_no_end_of_draws_has_an_end():
+    """Small tensors are drawn from, but not two thousand million times; so many draws come to the largest sums."""
+    weight = torch.randn(256, generator=torch.Generator().manual_seed(0))
+    mask = random_mask(weight, 0.9, samples=2**31 - 1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mask, magnitude_mask(weight, 0.9))
+
+
 def test_no_weights_at_all():
     assert magnitude_mask(torch.empty(0, 3), 0.5).shape == (0, 3)
 

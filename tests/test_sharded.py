@@ -832,7 +832,7 @@ def test_many_draws_are_told_as_a_number_of_draws(command, tmp_path):
     ("options", "said"),
     [
         (["--power", 3], "--power: only of random masks"),
-        (["--samples", 3, "--sr", 1e-3], "pass one of the three"),
+        (["--samples", 3, "--sr", 1e-3], "pass one kind of them"),
         (["--target-ir", 0.1, "--power", 3], "leave --power out"),
         (["--schedule", "rise"], "Did you mean"),
         (["--sparsity", 1.5], "sparsity"),

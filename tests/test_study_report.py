@@ -177,9 +177,9 @@ def test_the_figures_sentences_are_true(tmp_path):
     counts = results.differences["verdict"].value_counts()
     sentence = differences_sentence(results)
     assert "against IMP" in sentence
-    assert "of 4." in sentence
+    assert "of 4 points." in sentence
     for verdict, count in counts.items():
-        assert f"{count} {verdict}" in sentence
+        assert f"{verdict} at {count}" in sentence
 
 
 @pytest.mark.parametrize("but", [(), "first"])
