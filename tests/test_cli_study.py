@@ -229,7 +229,6 @@ def test_too_many_are_refused(finished, randprune, tmp_path):
         (["lines=-"], "lines: there is none"),
         (["base.a=" + 3000 * "["], "field = 'a': unknown"),
         (["base." * 2000 + "a=1"], "field = 'base': unknown"),
-        (["seeds=0x1" + 9000 * "f"], "seeds"),
         (["small.seeds=3"], "field of a study = 'small': unknown"),
     ],
 )
