@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement as Width
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -118,9 +117,12 @@ def print_table(
         table.add_row(*(Text(_printable(cell), style="red" if cell == "missed" else "") for cell in row))
     console = _console()
     console.print(_printable(title), style="bold", markup=False)
-    # Nothing is clipped: not in a file, nor in a window that is too narrow for the numbers, which wraps the lines.
-    least = Width.get(console, console.options.update(width=1000), table).minimum
-    console.width = max(console.width if console.is_terminal else 200, least)
+    if not console.is_terminal:
+        console.width = 200  # nothing is clipped in a file
+    if not words:  # nor in a window: the first column gives way, and if that is not enough, lines are too long for it
+        first, *others = table.columns
+        first.max_width = max(first.min_width or 1, console.width - sum((one.min_width or 0) + 2 for one in others) - 2)
+        console.width = max(console.width, 2 + sum((one.min_width or 0) + 2 for one in table.columns))
     console.print(table)
 
 
