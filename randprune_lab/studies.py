@@ -140,13 +140,15 @@ class Study(pydantic.BaseModel):
             raise ValueError(f"grid.{name}: changes no result of a run. Leave it out.")
         if "control" in self.base:
             raise ValueError("base.control: a control is of one line. Write control and of into a line of its own.")
-        if self.name == "runs":
-            raise ValueError("name = 'runs': the folder of that name holds the runs of all studies. Pass another name.")
+        if self.name.lower() == "runs":  # of which some disks make one
+            raise ValueError(
+                f"name = {self.name!r}: the folder of that name holds the runs of all studies. Pass another name."
+            )
         for name, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid.{name} is empty: there would be no run. Give it a value, or leave it out.")
             cells = [cell_of(self, name, value) for value in values]
-            if len(set(cells)) < len(cells):
+            if any(one in same[:place] for same in (values, cells) for place, one in enumerate(same)):
                 raise ValueError(
                     f"grid.{name} = {values}: one is there twice, which is no second result. Leave it out."
                 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -443,14 +443,17 @@ def epochs_of(event: Event, config: RunConfig) -> float:
 
 
 class Display:
-    """A bar on standard error: what is being trained, how far it is, how long it will take."""
+    """A bar on standard error: what is being trained, how far it is, how long it has taken and will take."""
 
     def __init__(self, total: float, *, quiet: bool, done: float = 0) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("so far,"),
             TimeRemainingColumn(),
+            TextColumn("to go"),
             console=Console(stderr=True),
             transient=True,
             disable=quiet or not sys.stderr.isatty(),
