@@ -347,7 +347,7 @@ def test_all_else_stays_and_the_record_and_the_card_tell(bert, tmp_path):
     assert f"{totals['kept']:,} are kept" in card
     assert "No fine-tuning happened" in card
     assert card.count("| `bert.encoder") == size
-    assert "random mask no. 2" in card
+    assert "Random mask no. 2 was applied" in card
     assert str(tmp_path) not in card
     assert totals["prunable"] == sum(facts["size"] for shard in record["shards"].values() for facts in shard.values())
     after = tensors_of(out)
