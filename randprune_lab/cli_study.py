@@ -147,7 +147,8 @@ def _agreed(asked: Study, *, plan: bool, yes: bool, processes: int, as_json: boo
     from randprune_lab.study_cost import cost
     from randprune_lab.study_runs import ASKS_FROM, missing, studies_folder
 
-    left, different = missing(asked, studies_folder()), len({planned.id for planned in expand(asked)})
+    planned = expand(asked)
+    left, different = missing(asked, studies_folder(), planned), len({one.id for one in planned})
     same = f" (for {asked.size:,} points, some of which share one)" if different < asked.size else ""
     text = f"{asked.name}: {different:,} runs{same}, {len(left):,} to make."
     ask = len(left) > ASKS_FROM and not yes

@@ -147,8 +147,8 @@ class Study(pydantic.BaseModel):
         for name, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid.{name} is empty: there would be no run. Give it a value, or leave it out.")
-            cells = [cell_of(self, name, value) for value in values]
-            if any(one in same[:place] for same in (values, cells) for place, one in enumerate(same)):
+            twins = any(value in values[:place] for place, value in enumerate(values))
+            if twins or len(set(map(_text, values))) < len(values):  # 1 and "1" are one setting
                 raise ValueError(
                     f"grid.{name} = {values}: one is there twice, which is no second result. Leave it out."
                 )
@@ -241,6 +241,10 @@ def cell_of(study: Study, field: str, value: Any) -> Any:
     kinds = {type(one) for one in study.grid.get(field, [value])}
     if list not in kinds and (len(kinds) == 1 or kinds == {int, float}):
         return value
+    return _text(value)
+
+
+def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -32,7 +32,7 @@ from randprune_lab.engine import prune
 from randprune_lab.events import Event, Resumed, RunFinished, RunStarted
 from randprune_lab.files import is_held, reason_of, write_atomically
 from randprune_lab.processes import as_they_come
-from randprune_lab.studies import Study, expand
+from randprune_lab.studies import Planned, Study, expand
 from randprune_lab.training import Diverged, OutOfMemory
 
 STUDY, STATE, LOCK = "study.json", "state.json", ".lock"
@@ -83,11 +83,11 @@ def run_folder(parent: Path, run_id: str) -> Path:
     return parent / "runs" / run_id
 
 
-def missing(study: Study, parent: Path) -> dict[str, RunConfig]:
-    """The runs that are still to be made, by their ids, in the order of the plan."""
+def missing(study: Study, parent: Path, plan: Sequence[Planned] | None = None) -> dict[str, RunConfig]:
+    """The runs that are still to be made, by their ids, in the order of the ``plan`` (``expand(study)``)."""
     return {
         planned.id: planned.config
-        for planned in expand(study)
+        for planned in (expand(study) if plan is None else plan)
         if not is_finished(run_folder(parent, planned.id), study.kept == "weights")
     }
 

@@ -121,8 +121,9 @@ def print_table(
         console.width = 200  # nothing is clipped in a file
     if not words:  # nor in a window: the first column gives way, and if that is not enough, lines are too long for it
         first, *others = table.columns
-        first.max_width = max(first.min_width or 1, console.width - sum((one.min_width or 0) + 2 for one in others) - 2)
-        console.width = max(console.width, 2 + sum((one.min_width or 0) + 2 for one in table.columns))
+        least, rest = first.min_width or 1, 2 + sum((one.min_width or 0) + 2 for one in others)
+        first.max_width = max(least, console.width - rest)
+        console.width = max(console.width, least + 2 + rest)
     console.print(table)
 
 

@@ -110,7 +110,7 @@ def test_again_makes_no_run_and_prints_what_is_there(finished, randprune):
     assert "…" not in out
 
 
-def test_the_list(finished, randprune, monkeypatch, capsys):
+def test_the_list(finished, randprune, command):
     folder, *_ = finished
     code, out, _ = randprune(runs=folder)
     assert code == 0
@@ -118,14 +118,8 @@ def test_the_list(finished, randprune, monkeypatch, capsys):
         assert re.search(rf"^ *{name} ", out, re.MULTILINE)
     assert re.search(r"^ *pays +Does it pay\? +2 of 2", out, re.MULTILINE)
     printed = out
-    monkeypatch.setattr(sys, "argv", ["randprune", "runs"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "2 more of studies, which randprune study lists" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["randprune", "resume", str(folder / "studies" / "pays")])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "is a study, not a run" in capsys.readouterr().err
+    assert "2 more of studies, which randprune study lists" in command("runs")[1]
+    refused(command("resume", folder / "studies" / "pays"), "is a study, not a run")
     code, out, _ = randprune("--json", runs=folder)
     told = json.loads(out)
     for study in told["built_in"]:  # to the last word
