@@ -12,17 +12,23 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 PATIENCE = 5.0  # seconds that a cluster has to answer
 LONG_PATIENCE = 120.0  # and its machines to start a process that imports torch
 LOOK = 30.0  # seconds of waiting, after which one looks whether a machine is left for what is waited for
+STOP_LOOK = 0.5  # seconds between two looks of a task whether it is to stop
 RETRIES = 5  # of what was lost with a worker or a machine
 PACKAGES = ("randprune-lab", "torch", "transformers", "numpy", "scipy", "scikit-learn")
+
+Key = TypeVar("Key")
 
 
 @contextlib.contextmanager
@@ -246,6 +252,105 @@ def first_done(ray: Any, refs: Sequence[Any], *, cpus: int, gpus: float) -> Any:
                 "is finished stays: start a machine again, then go on, or go on without Ray (executor='lockstep')."
             )
         missed = not fits
+
+
+class Stop:
+    """A sign that tasks on any machine can see: nobody waits for them any more.
+
+    A task that is cancelled while it completes makes Ray abort the process that asked, by force or not. So nothing is
+    cancelled: a task looks at the sign between two steps, and ends by itself. The sign is sent with each task.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = ray.get_runtime_context()
+        connection = here.get_node_id(), here.get_job_id()  # the first job of every cluster has the same number
+        if connection not in _boards:  # one for all signs of a connection: it is a process
+            _boards.clear()
+            with_us = NodeAffinitySchedulingStrategy(here.get_node_id(), soft=True)  # not on a machine that may go
+            _boards[connection] = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=with_us).remote()
+        self._board, self._name = _boards[connection], uuid.uuid4().hex
+        self._answer: Any = None
+        self._next_look = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_answer": None, "_next_look": 0.0}
+
+    def set(self) -> None:
+        """Tell all tasks; does not wait for them."""
+        with contextlib.suppress(Exception):  # the connection may be gone, and they with it
+            self._board.set.remote(self._name)
+
+    def is_set(self) -> bool:
+        """Whether it was set, as known from the last answer; asks every ``STOP_LOOK`` seconds, and never waits."""
+        ray = import_ray()
+        if self._answer is None:
+            if time.monotonic() >= self._next_look:
+                self._answer = self._board.is_set.remote(self._name)
+            return False
+        if not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        answer, self._answer = self._answer, None
+        self._next_look = time.monotonic() + STOP_LOOK
+        try:
+            return bool(ray.get(answer))
+        except ray.exceptions.RayError:  # its machine is lost: the task goes on, as one that nobody stops
+            return False
+
+
+class _Board:
+    """An actor: the signs that are set, by name, in a process of its own."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def set(self, name: str) -> None:
+        self.names.add(name)
+
+    def is_set(self, name: str) -> bool:
+        return name in self.names
+
+
+_boards: dict[tuple[str, str], Any] = {}  # of the connection that this process has now
+
+
+def as_completed(
+    ray: Any, submit: Callable[[Key], Any], keys: Iterable[Key], *, cpus: Callable[[Key], int], gpus: float
+) -> Iterator[tuple[Key, Any]]:
+    """Submit a task for each key, and give each with its reference, in the order in which they are done.
+
+    No more are submitted than the machines can run at a time: what waits in Ray's queue could not be taken back.
+
+    Args:
+        ray: connected.
+        submit: starts the task of a key.
+        keys: in the order in which they begin.
+        cpus: that the task of a key asks for.
+        gpus: that each asks for.
+
+    Raises:
+        ValueError: as ``first_done``.
+    """
+    left, running = deque(keys), dict[Any, Key]()
+
+    def fill() -> None:
+        while left and len(running) < max(1, _slots(ray, cpus(left[0]), gpus)):
+            key = left.popleft()
+            running[submit(key)] = key
+
+    fill()
+    while running:
+        done = first_done(ray, list(running), cpus=min(map(cpus, running.values())), gpus=gpus)
+        key = running.pop(done)
+        fill()  # no machine waits for whoever takes what is done
+        yield key, done
+
+
+def _slots(ray: Any, cpus: int, gpus: float) -> int:
+    """How many tasks that ask for so many CPUs and GPUs the machines can run at a time."""
+    sizes = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in _machines(ray).values()]
+    return sum(int(min(have_cpus // cpus, have_gpus // gpus if gpus else have_cpus)) for have_cpus, have_gpus in sizes)
 
 
 def _machines(ray: Any) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from randprune_lab.cluster import RETRIES, connected, first_done, import_ray, last_line, task_of
+from randprune_lab.cluster import RETRIES, Stop, as_completed, connected, first_done, import_ray, last_line, task_of
 from randprune_lab.config import OBJECT, RunConfig
 from randprune_lab.distill import Teacher, features
 from randprune_lab.executors import State, Train, Trained, train_candidates
 from randprune_lab.masks import Masks, pack, unpack
 from randprune_lab.methods import hooks_of
 from randprune_lab.splits import Batch, Task
-from randprune_lab.training import Session, start_accelerator, using_threads
+from randprune_lab.training import Session, start_accelerator, stopping_when, using_threads
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -44,8 +44,9 @@ def executor(session: Session) -> Iterator[Train]:
     if config.executor != "ray" or not config.compares:
         yield train_candidates
         return
-    with connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus, check_versions=False) as ray:
-        crew = _Crew(ray, config)
+    connection = connected(config.ray_address, cpus=config.threads, gpus=config.ray_gpus, check_versions=False)
+    with connection as ray, stopping(ray) as stop:
+        crew = _Crew(ray, config, stop)
         if config.model == OBJECT or ":" in config.model:  # it may be of a module that only this machine has
             crew.check_model(session)
         yield crew.train_candidates
@@ -101,21 +102,22 @@ def in_cluster(
     """
     jobs = {key: _as_a_job(config, gpus) for key, config in jobs.items()}
     threads = {config.threads for config in jobs.values()}
-    with connected(address, cpus=max(threads, default=1), gpus=gpus) as ray:
-        tasks = {cpus: task_of(ray, work, cpus, gpus) for cpus in threads}  # what a task does is sent once
-        waiting = {tasks[config.threads].remote(config): key for key, config in jobs.items()}
-        with _cancelling(ray, waiting):
-            while waiting:
-                least = min(jobs[key].threads for key in waiting.values())
-                ready = first_done(ray, list(waiting), cpus=least, gpus=gpus)
-                result: Result | Lost
-                try:
-                    result = _result(ray, ready)
-                except Lost as error:
-                    result = error
-                key = waiting.pop(ready)
-                tell(len(jobs) - len(waiting), len(jobs))
-                yield key, result
+    with connected(address, cpus=max(threads, default=1), gpus=gpus) as ray, stopping(ray) as stop:
+        tasks = {cpus: task_of(ray, _do, cpus, gpus) for cpus in threads}
+        sent = ray.put(work)  # once
+
+        def submit(key: Key) -> Any:
+            return tasks[jobs[key].threads].remote(sent, jobs[key], stop)
+
+        done = as_completed(ray, submit, jobs, cpus=lambda key: jobs[key].threads, gpus=gpus)
+        for number, (key, ref) in enumerate(done, start=1):
+            result: Result | Lost
+            try:
+                result = _result(ray, ref)
+            except Lost as error:
+                result = error
+            tell(number, len(jobs))
+            yield key, result
 
 
 def _as_a_job(config: RunConfig, gpus: float) -> RunConfig:
@@ -164,21 +166,20 @@ def _result(ray: Any, ref: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _cancelling(ray: Any, waiting: Mapping[Any, object]) -> Iterator[None]:
-    """Whatever still waits when this ends, by an error or because nobody asks any more, is given up."""
+def stopping(ray: Any) -> Iterator[Stop]:
+    """The sign for the tasks of what is inside: it is set when that ends, by an error or since nobody asks any more."""
+    stop = Stop(ray)
     try:
-        yield
+        yield stop
     finally:
-        for ref in waiting:
-            with contextlib.suppress(Exception):  # the connection may be gone
-                ray.cancel(ref, force=True)
+        stop.set()
 
 
 class _Crew:
     """The workers of one run."""
 
-    def __init__(self, ray: Any, config: RunConfig) -> None:
-        self.ray, self.cpus, self.gpus = ray, config.threads, config.ray_gpus
+    def __init__(self, ray: Any, config: RunConfig, stop: Stop) -> None:
+        self.ray, self.cpus, self.gpus, self.stop = ray, config.threads, config.ray_gpus, stop
         self.task = task_of(ray, _train, self.cpus, self.gpus)
         self.shared: Any = None
 
@@ -213,17 +214,20 @@ class _Crew:
         fresh = not all(states.get(number) for number in numbers)
         weights = {name: tensor.cpu() for name, tensor in session.model.state_dict().items()}
         sent = [put(weights)] if fresh else []
-        waiting = {}
-        for number in numbers:
+
+        def submit(number: int) -> Any:
             masks = {name: pack(mask) for name, mask in draw(number).items()}
             # References within a list are not fetched before the worker asks: it may have what they stand for.
-            ref = self.task.remote([self.shared], sent, number, masks, stage, steps, states.get(number, {}), keep)
-            waiting[ref] = number
-        with _cancelling(self.ray, waiting):
-            for ref in list(waiting):
-                trained = self._result(ref)
-                del waiting[ref]
-                yield trained
+            state = states.get(number, {})
+            return self.task.remote([self.shared], sent, number, masks, stage, steps, state, keep, self.stop)
+
+        done = as_completed(self.ray, submit, numbers, cpus=lambda _: self.cpus, gpus=self.gpus)
+        early: dict[int, Trained] = {}
+        for number in numbers:
+            while number not in early:
+                other, ref = next(done)
+                early[other] = _result(self.ray, ref)
+            yield early.pop(number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +278,12 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 _known: dict[str, Session] = {}  # the run that this process works for
 
 
+def _do(work: Callable[[RunConfig], Result], config: RunConfig, stop: Stop) -> Result:
+    """A job; training in it ends at the next step once the sign is set."""
+    with stopping_when(stop.is_set):
+        return work(config)
+
+
 def _answer(config: RunConfig, model: nn.Module, batch: Batch) -> None:
     """Run a network of one's own, on this worker's device."""
     device = start_accelerator(config).device
@@ -290,6 +300,7 @@ def _train(
     steps: range,
     state: State,
     keep: bool,
+    stop: Stop,
 ) -> Trained:
     """Train one candidate; ``shared`` and ``weights`` hold one reference each, the latter none where ``state`` is."""
     ray = import_ray()
@@ -303,7 +314,7 @@ def _train(
     device = session.accelerator.device
     masks = {name: unpack(bits, session.model.get_parameter(name).shape, device) for name, bits in packed.items()}
     states = {number: state} if state else {}
-    with using_threads(session.config.threads):
+    with using_threads(session.config.threads), stopping_when(stop.is_set):
         (trained,) = train_candidates(session, lambda _: masks, [number], stage, steps, states=states, keep=keep)
     return trained
 

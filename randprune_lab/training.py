@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import itertools
 import math
@@ -358,6 +359,23 @@ class Phase:
             self.optimizer.state[parameter][key] = value.clone().to(place)
 
 
+_asked_to_stop: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar("stop", default=lambda: False)
+
+
+class Stopped(Exception):  # noqa: N818, what happened, not a fault of the program
+    """Training has ended early because it was asked to."""
+
+
+@contextlib.contextmanager
+def stopping_when(asked: Callable[[], bool]) -> Iterator[None]:
+    """Training inside asks before each step whether it is to stop, and then raises ``Stopped``."""
+    before = _asked_to_stop.set(asked)
+    try:
+        yield
+    finally:
+        _asked_to_stop.reset(before)
+
+
 def train_epoch(session: Session, name: str, stage: int, number: int, phases: Iterable[Phase]) -> list[Phase]:
     """``train_steps`` over epoch ``number`` (from 0)."""
     steps = session.steps_of(name)
@@ -373,9 +391,11 @@ def train_steps(session: Session, name: str, stage: int, steps: range, phases: I
     are divided among calls. Returns all of them.
     """
     joined: list[Phase] = []
-    device = session.accelerator.device
+    device, stop = session.accelerator.device, _asked_to_stop.get()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step, rows in zip(steps, _rows_of(session, name, stage, steps), strict=True):
+            if stop():
+                raise Stopped(f"stopped before step {step} of {name}")
             mine = ranks.share(rows)
             batch, labels = session.task.train.batch(mine)
             taught = None

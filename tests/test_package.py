@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 import randprune_lab
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "randprune_lab"
 
 # Imports point upwards in this list only.
@@ -204,7 +204,7 @@ def test_top_level_holds_nothing_else():
     assert {top for top in tops if not top.startswith(".")} <= known
 
 
-@pytest.mark.alone
+@pytest.mark.speed
 def test_import_costs_little_more_than_torch():
     """In processor time, without the collector: it walks over torch's objects in our half or in torch's, by chance."""
     code = """

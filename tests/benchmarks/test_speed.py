@@ -4,7 +4,7 @@ import pytest
 
 from randprune_lab.bench import speed_table
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.speed
 
 
 def by_name(rows):

@@ -5,7 +5,7 @@ import pytest
 from randprune_lab.bench import bench_device
 from randprune_lab.pace import lockstep_ratio, trainer_ratio
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.speed
 
 
 @pytest.fixture(autouse=True)

@@ -1,38 +1,11 @@
 """A real JupyterLab, a real server of the app and a real Chromium, all on this machine alone."""
 
 import contextlib
-import http.client
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
-from pathlib import Path
 
-import psutil
 import pytest
+from support.browser import CHROMIUM_FLAGS, PATIENCE, App, Lab, chromium_path
 
 from randprune_lab import jobs
-
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-CHROMIUM_FLAGS += ["--disable-sync"]
-TOKEN = "browser-tests"
-START_SECONDS = 240
-PATIENCE = 120_000  # milliseconds that the browser looks for something: a ceiling, for a crowded machine
-MAIN = "from randprune_lab.cli import main; main()"  # the command line, whatever is on the path
-
-
-def chromium_path() -> str | None:
-    found = [
-        os.environ.get("RANDPRUNE_CHROMIUM"),
-        *map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
-    ]
-    return next((path for path in found if path), None)
 
 
 @pytest.fixture(scope="session")
@@ -49,121 +22,6 @@ def browser():
         started.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def end(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def answers(process: subprocess.Popen, ask: Callable[[], object]) -> bool:
-    """Wait until a server that has been started answers; False where it has ended, or does not in time."""
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            ask()
-        except (OSError, http.client.HTTPException):
-            time.sleep(0.2)
-        else:
-            return True
-    return False
-
-
-class Lab:
-    """JupyterLab in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
-        arguments = [
-            "--no-browser",
-            "--allow-root",
-            f"--port={self.port}",
-            "--ServerApp.ip=127.0.0.1",
-            f"--IdentityProvider.token={TOKEN}",
-            f"--ServerApp.root_dir={folder}",
-            "--LabApp.expose_app_in_browser=True",
-            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        ]
-        places = {
-            name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
-        }
-        env = {**os.environ, **places, "OMP_WAIT_POLICY": "PASSIVE", "IPYTHONDIR": str(folder / "ipython")}
-        settings = Path(places["JUPYTER_CONFIG_DIR"]) / "labconfig" / "default_setting_overrides.json"
-        settings.parent.mkdir(parents=True)
-        settings.write_text(json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}))
-        self.log = (folder / "lab.log").open("wb")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *arguments], env=env, stdout=self.log, stderr=subprocess.STDOUT
-        )
-        self._wait()
-
-    def _wait(self) -> None:
-        if not answers(self.process, lambda: self.api("GET", "status")):
-            self.stop()
-            raise TimeoutError((self.folder / "lab.log").read_text()[-2000:])
-
-    def api(self, method: str, path: str, body: object = None):
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            content = answer.read()
-        return json.loads(content) if content else None
-
-    def notebook(self, name: str, *cells: str) -> str:
-        """Write a notebook and start its kernel; returns its address."""
-        blank = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
-        content = {
-            "cells": [{**blank, "id": f"cell{place}", "source": cell} for place, cell in enumerate(cells)],
-            "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-            "nbformat": 4,
-            "nbformat_minor": 5,
-        }
-        (self.folder / name).write_text(json.dumps(content))
-        session = {"path": name, "type": "notebook", "name": name, "kernel": {"name": "python3"}}
-        self.kernel = self.api("POST", "sessions", session)["kernel"]["id"]
-        return self.address(name)
-
-    def address(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset&token={TOKEN}"
-
-    def stop(self) -> None:
-        end(self.process)
-        self.log.close()
-
-
-SETTLED = """
-(root) => {
-  const { candidatesDone, candidatesTotal, tableDone, tableTotal, sweepSeq } = root.dataset;
-  const isShown = (panel) => root.querySelector(`section[data-panel=${panel}]:not([hidden])`);
-  const begun = (panel, part) => !isShown(panel) || part !== undefined;
-  return !root.hasAttribute("data-waits") && !root.querySelector(".rp-late")
-    && begun("candidates", candidatesDone) && candidatesDone === candidatesTotal
-    && begun("table", tableDone) && tableDone === tableTotal && begun("randomness", sweepSeq);
-}
-"""
-
-
-def wait_until_settled(page) -> None:
-    """Until the panels have been answered, and what is slow is on screen, too, all of it."""
-    root, until = page.locator(".rp-root").first, time.monotonic() + 60
-    while not root.evaluate(SETTLED):
-        assert time.monotonic() < until, root.evaluate("(root) => root.cloneNode().outerHTML")
-        page.wait_for_timeout(50)
-
-
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     if chromium_path() is None:
@@ -171,45 +29,6 @@ def lab(tmp_path_factory):
     started = Lab(tmp_path_factory.mktemp("lab"))
     yield started
     started.stop()
-
-
-class App:
-    """``randprune app`` in a folder of its own: runs, models and cache lie in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.runs, self.models = folder / "runs", folder / "models"
-        self.models.mkdir(parents=True, exist_ok=True)
-        self.env = {**os.environ, "RANDPRUNE_CACHE": str(folder / "cache"), "RANDPRUNE_RUNS": str(self.runs)}
-        self.start()
-
-    def start(self) -> None:
-        """Also after ``stop``: on the same port."""
-        folders = ["--runs", str(self.runs), "--models", str(self.models)]
-        self.log = (self.folder / "app.log").open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", MAIN, "app", "--port", str(self.port), "--no-browser", *folders],
-            env=self.env,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-        )
-        if not answers(self.process, lambda: urllib.request.urlopen(self.address("_stcore/health"), timeout=5).close()):
-            self.stop()
-            raise TimeoutError(self.said()[-2000:])
-
-    def address(self, page: str = "", **query: object) -> str:
-        return f"http://127.0.0.1:{self.port}/{page}{'?' if query else ''}{urllib.parse.urlencode(query)}"
-
-    def said(self) -> str:
-        return (self.folder / "app.log").read_text()
-
-    def memory(self) -> int:
-        """Bytes of it that are in memory."""
-        return psutil.Process(self.process.pid).memory_info().rss
-
-    def stop(self) -> None:
-        end(self.process)
-        self.log.close()
 
 
 @pytest.fixture(scope="session")
@@ -236,3 +55,18 @@ def own_app(tmp_path):
             with contextlib.suppress(ValueError):  # it has ended meanwhile
                 jobs.stop(folder)
     assert "Traceback" not in started.said()
+
+
+@pytest.fixture
+def page(browser):
+    """A new browser; at the end it has asked nobody but this machine, and no script has failed."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
+    requests, errors = [], []
+    context.on("request", lambda request: requests.append(request.url))
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+    yield context.new_page()
+    context.close()
+    assert errors == []
+    local = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "file:")
+    assert [url for url in requests if not url.startswith(local)] == []

@@ -13,49 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import PATIENCE
 from playwright.sync_api import TimeoutError as Late
 from safetensors.torch import load_file
+from support.browser import RUN_TIMEOUT, wait_for_badge, wait_for_status
 
 from randprune_lab import RunConfig, jobs, store
 
 SECONDS = 1000  # milliseconds
-RUN_TIMEOUT = 180 * SECONDS  # a ceiling: on a busy machine a server alone may take a minute to start
-
-
-@pytest.fixture
-def page(browser):
-    """A new browser; at the end it has asked nobody but this machine, and no script has failed."""
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE)
-    requests, errors = [], []
-    context.on("request", lambda request: requests.append(request.url))
-    context.on("weberror", lambda error: errors.append(str(error.error)))
-    yield context.new_page()
-    context.close()
-    assert errors == []
-    local = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "file:")
-    assert [url for url in requests if not url.startswith(local)] == []
-
-
-def wait_for_badge(page, *states: str, timeout: int = RUN_TIMEOUT) -> str:
-    """Wait until the run on screen is in one of these states."""
-    badge = page.locator("[data-testid=stMarkdownBadge], .stMarkdownBadge").first
-    pattern = re.compile("|".join(rf"{state}\s*$" for state in states))
-    page.wait_for_function(
-        "pattern => [...document.querySelectorAll('.stMarkdownBadge, [data-testid=stMarkdownBadge]')]"
-        ".some(badge => new RegExp(pattern).test(badge.innerText))",
-        arg=pattern.pattern,
-        timeout=timeout,
-    )
-    return badge.inner_text()
-
-
-def wait_for_status(folder: Path, *states: str, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while jobs.status(folder).state not in states:
-        assert time.monotonic() < until, (jobs.status(folder), states)
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

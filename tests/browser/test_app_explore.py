@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from conftest import PATIENCE, App, wait_until_settled
 from playwright.sync_api import expect
 from safetensors.torch import save_file
-from small import small
+from support.browser import PATIENCE, App, wait_until_settled
+from support.runs import small
 
 from randprune_lab import Explorer, ExploreState, engine, store
 from randprune_lab.demo import demo_explorer
@@ -455,7 +455,7 @@ def training(tmp_path):
     process.wait()
 
 
-@pytest.mark.alone
+@pytest.mark.speed
 @pytest.mark.usefixtures("training")
 @pytest.mark.parametrize("presses", [8, pytest.param(40, marks=pytest.mark.slow)])
 def test_sliders_move_the_picture_at_once_while_a_run_trains(opened, big, record_property, presses):
@@ -481,7 +481,7 @@ def _summary(times: list[float]) -> str:
     return f"{statistics.median(times):6.1f} ms {statistics.quantiles(times, n=20)[-1]:6.1f} ms"
 
 
-@pytest.mark.alone
+@pytest.mark.speed
 def test_the_first_page_is_there_soon(app, browser, opened, record_property):
     opened("")  # the server is warm then
     times = []

@@ -5,8 +5,8 @@ import statistics
 
 import pytest
 import torch
-from conftest import PATIENCE, wait_until_settled
 from safetensors.torch import save_file
+from support.browser import PATIENCE, wait_until_settled
 
 from randprune_lab import Explorer, ExploreState, open_source
 
@@ -156,7 +156,7 @@ def test_what_is_drawn_is_what_the_tables_say(panel, weights):
     assert re.search(r"weights undecided", title)
 
 
-@pytest.mark.alone
+@pytest.mark.speed
 @pytest.mark.parametrize(
     ("presses", "pauses"), [(8, [60]), pytest.param(40, [60, 300], marks=pytest.mark.slow)], ids=["short", "long"]
 )
@@ -346,7 +346,7 @@ def _run(shown: Panel, code: str) -> None:
     )
 
 
-@pytest.mark.alone
+@pytest.mark.speed
 def test_all_tensors_of_a_transformer(browser, lab, record_property):
     """72 matrices of BERT-base's shapes: the whole table within a second of a slider's move."""
     shown = Panel(browser)

@@ -4,8 +4,8 @@ import os
 import re
 
 import pytest
-from conftest import PATIENCE
 from playwright.sync_api import expect
+from support.browser import PATIENCE
 
 from randprune_lab import jobs
 

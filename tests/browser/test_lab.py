@@ -8,13 +8,23 @@ import time
 
 import nbformat
 import pytest
-from conftest import MAIN, PATIENCE, START_SECONDS, chromium_path, end, free_port
 from playwright.sync_api import expect
+from support.browser import (
+    MAIN,
+    PATIENCE,
+    SECONDS,
+    START_SECONDS,
+    chromium_path,
+    end,
+    free_port,
+    open_notebook,
+    run_all,
+    scroll_to_panel,
+)
 
 from randprune_lab.files import shipped
 from randprune_lab.tutorials import tutorials
 
-SECONDS = 1000  # milliseconds
 # The panel that a tutorial asks to move, and by what.
 PANELS = {
     "01-cut-at-a-threshold.ipynb": ("microscope", "sparsity"),
@@ -60,45 +70,8 @@ def page(browser):
     assert {re.match(r"(\w+):(//[^:/]*)?", url)[0] for url in requests} <= {"http://127.0.0.1", "data:", "blob:"}
 
 
-def open_notebook(page, address: str, name: str) -> None:
-    """Until its kernel is connected, and has nothing to do: who asks for a run sooner is asked for a kernel."""
-    page.goto(re.sub(r"/lab/[^?]*", f"/lab/tree/{name}", address) + "&reset")
-    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.context?.isReady", timeout=60 * SECONDS)
-    page.wait_for_function(
-        "() => { const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel;"
-        " return kernel?.connectionStatus === 'connected' && kernel.status === 'idle'; }",
-        timeout=180 * SECONDS,
-    )
-
-
-def run_all(page) -> None:
-    page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
-    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
-
-
 def printed(cell: nbformat.NotebookNode) -> str:
     return "".join(output.get("text", "") for output in cell.get("outputs", ()))
-
-
-def scroll_to_panel(page) -> None:
-    """JupyterLab draws the cells that are in sight, and no others: it gets more time at each look from top to end.
-
-    A widget that was made before JupyterLab knew the kernel's widgets is never drawn; a student runs the cells again.
-    """
-    pause, until = 300, time.monotonic() + 240
-    while not page.locator(".rp-root").count():
-        outputs = page.locator(".jp-OutputArea-output:visible").all_inner_texts
-        assert time.monotonic() < until, f"there is no panel, but {outputs()}"
-        at_end = page.locator(".jp-WindowedPanel-outer:visible").evaluate(
-            "(panel) => { const before = panel.scrollTop; panel.scrollBy(0, 500);"
-            " const end = panel.scrollTop <= before; if (end) panel.scrollTop = 0; return end; }"
-        )
-        if at_end:
-            pause = min(pause * 2, 3000)
-            if pause == 1200:
-                run_all(page)
-        page.wait_for_timeout(pause)
-    page.locator(".rp-root").first.scroll_into_view_if_needed()
 
 
 def test_it_opens_the_first_tutorial_and_asks_nothing(page, lab_address):

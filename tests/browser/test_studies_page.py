@@ -2,23 +2,20 @@
 
 import contextlib
 import re
-import sys
 from pathlib import Path
 
 import psutil
-from test_app import RUN_TIMEOUT, SECONDS, page, wait_for_badge  # noqa: F401, page is a fixture
+from support.browser import RUN_TIMEOUT, SECONDS, wait_for_badge
+from support.studies import make, tiny_study
 
 from randprune_lab import study_jobs
 from randprune_lab.study_claims import TOO_FEW
 from randprune_lab.study_runs import read_state
 
-sys.path.append(str(Path(__file__).parents[1]))
-from tiny_study import make, tiny_study
-
 NEW = "figure-5a-small"
 
 
-def test_studies_are_read_started_and_stopped(own_app, page):  # noqa: F811
+def test_studies_are_read_started_and_stopped(own_app, page):
     parent = own_app.runs / "studies"
     make(tiny_study(), parent)
     page.goto(own_app.address("studies"))

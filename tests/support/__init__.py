@@ -1,0 +1,1 @@
+"""What tests of several folders share: reference implementations, small runs, made-up stories, real servers."""
