@@ -307,8 +307,8 @@ print("alive")
 
 @pytest.mark.parametrize(("rounds", "killed"), [(500, False), (60, True)], ids=["done", "killed"])
 def test_whoever_gives_up_work_that_is_just_done_lives_on(tmp_path, rounds, killed):
-    """By ``ray.cancel`` such rounds ended with Ray aborting the process that asked. ``killed``: a worker, now and then."""
+    """By ``ray.cancel`` such rounds ended with Ray aborting the asking process. ``killed``: a worker, now and then."""
     order = [sys.executable, "-c", ASKER, str(rounds), str(killed), str(tmp_path)]
     asker = subprocess.run(order, capture_output=True, text=True, timeout=LIMIT)
-    assert (asker.returncode, asker.stdout) == (0, "alive\n"), asker.stderr[-3000:]
+    assert (asker.returncode, asker.stdout[-6:]) == (0, "alive\n"), asker.stderr[-3000:]
     assert len(list(tmp_path.iterdir())) == (3 if killed else 0)
