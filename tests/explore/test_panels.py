@@ -1,5 +1,6 @@
 """Panels 1, 2 and 4: every number against numpy, draws, or the closed form itself; every sentence against its table."""
 
+import itertools
 import json
 import math
 import re
@@ -9,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 from support import reference
+from support.grids import thinned
 
 from randprune_lab import ExploreState, KeepCurve, MagnitudeHistogram, panels
 from randprune_lab.config import RANDOMNESS
@@ -64,7 +66,7 @@ def fits(weight, state):
 
 
 CASES = [(name, how) for name, weight in WEIGHTS.items() for how, state in STATES.items() if fits(weight, state)]
-cases = pytest.mark.parametrize(("name", "how"), CASES)
+cases = pytest.mark.parametrize(("name", "how"), thinned(CASES, 1))
 
 
 # ---- panel 1
@@ -405,9 +407,12 @@ def ruled(sweep, randomness):
     return randomness if randomness in allowed else allowed[0]
 
 
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "partly pruned"])
-@pytest.mark.parametrize("randomness", ["fixed", "decrease", "increase"])
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize(
+    ("weights", "randomness", "sweep"),
+    thinned(
+        list(itertools.product(["float32", "bfloat16", "partly pruned"], ["fixed", "decrease", "increase"], SWEEPS))
+    ),
+)
 def test_the_line_is_the_closed_form_within_a_percent(weights, randomness, sweep):
     weight = WEIGHTS[weights]
     state = ExploreState(
@@ -444,9 +449,10 @@ def test_the_line_of_a_target_is_flat_where_it_can_be_had(sweep):
         assert swapped == pytest.approx(curve.swapped, rel=0.02, abs=1e-5), x
 
 
-@pytest.mark.parametrize("randomness", RANDOMNESS)
-@pytest.mark.parametrize("sweep", SWEEPS)
-@pytest.mark.parametrize("name", ["few", "one", "two", "partly pruned", "constant", "huge"])
+@pytest.mark.parametrize(
+    ("name", "sweep", "randomness"),
+    thinned(list(itertools.product(["few", "one", "two", "partly pruned", "constant", "huge"], SWEEPS, RANDOMNESS))),
+)
 def test_the_sentence_of_the_line_is_true(name, sweep, randomness):
     weight, state = WEIGHTS[name], ExploreState(randomness=randomness, sweep=sweep, sparsity=0.5)
     line = panels.sweep(state, MagnitudeHistogram.of(weight))

@@ -20,7 +20,8 @@ WAVES = [{"executor": "serial"}, {"wave": 1}, {"wave": 2}, {"wave": 3}, {}]
 def transformer(**settings):
     """A tiny ViT on real digits with every term of distillation: three steps an epoch."""
     every = {"hidden_weight": 1.0, "attention_weight": 0.5, "max_steps_per_epoch": 3, "stages": (0.5, 0.9)}
-    return small(task="digits", model="tiny-vit", candidates=4, **(every | settings))
+    short = {"dense_epochs": 1, "max_epochs": 1, "selection_rows": 60}
+    return small(task="digits", model="tiny-vit", candidates=4, **(every | short | settings))
 
 
 def plain(**settings):

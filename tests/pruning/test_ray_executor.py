@@ -164,11 +164,10 @@ class Pretended:
         """A task; or an actor, of which nothing is asked but that it be there."""
         task = types.SimpleNamespace(remote=lambda *args: Ref(function, args))
         if isinstance(function, type):
-            actor = types.SimpleNamespace(set=types.SimpleNamespace(remote=lambda _: None))
-            task = types.SimpleNamespace(remote=lambda: actor)
+            task = types.SimpleNamespace(remote=lambda: Actor(function()))
         return types.SimpleNamespace(options=lambda **_: task)
 
-    def wait(self, refs, *, num_returns, timeout):
+    def wait(self, refs, *, num_returns=1, timeout):
         assert num_returns == 1
         assert timeout <= 60
         self.machines = next(self.looks, None)
@@ -181,10 +180,20 @@ class Pretended:
         return thing
 
     def get_runtime_context(self):
-        return types.SimpleNamespace(get_node_id=lambda: "none", get_job_id=lambda: "none")
+        return types.SimpleNamespace(get_node_id=lambda: 28 * "00", get_job_id=lambda: "none")
 
     def nodes(self):
-        return [{"NodeID": place, "Alive": True, "Resources": has} for place, has in enumerate(self.machines)]
+        return [{"NodeID": place, "Alive": True, "Resources": has} for place, has in enumerate(self.machines or ())]
+
+
+class Actor:
+    """What it holds is in this process, too."""
+
+    def __init__(self, held):
+        self.held = held
+
+    def __getattr__(self, name):
+        return types.SimpleNamespace(remote=lambda *args: Ref(getattr(self.held, name), args))
 
 
 class Ref:
@@ -199,6 +208,8 @@ def pretended(monkeypatch):
     """No Ray is started."""
     made = Pretended()
     monkeypatch.setattr(on_ray, "connected", lambda *_, **__: contextlib.nullcontext(made))
+    monkeypatch.setattr(cluster_module, "import_ray", lambda: made)
+    monkeypatch.setattr(cluster_module, "_boards", {})
     return made
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from support import transformers as tiny_transformers
+from support import tiny_transformers
 from torch import nn
 
 from randprune_lab import engine

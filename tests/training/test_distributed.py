@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support import two_processes
+from support.paths import TESTS
 from support.runs import small, stop_after, tiny
 
 from randprune_lab import ranks, store
@@ -128,6 +129,7 @@ def launched(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     environment = {**os.environ, "RANDPRUNE_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(TESTS)  # whose parts it imports
     command += [two_processes.__file__, str(folder)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -156,6 +158,7 @@ def close(one: object, other: object) -> bool:
     return one == pytest.approx(other, rel=1e-3, abs=1e-5) if isinstance(one, float) else one == other
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_come_to_what_one_comes_to(launched, name):
     folder, _ = launched
@@ -177,23 +180,27 @@ def test_two_processes_come_to_what_one_comes_to(launched, name):
         assert close(one, other), (one, other)
 
 
+@pytest.mark.cluster
 def test_metrics_over_uneven_shares_are_exact(launched):
     whole = two_processes.measured(tiny())
     for each in found(launched):
         assert each["measured"] == whole
 
 
+@pytest.mark.cluster
 def test_a_disagreement_is_found_by_all_and_named(launched):
     for each in found(launched):
         assert re.match("RuntimeError: rank 1 does not agree with rank 0 on the run's settings", each["other seed"])
         assert re.match("RuntimeError: rank 1 .* on the weights 2.weight", each["other weight"])
 
 
+@pytest.mark.cluster
 def test_batch_normalization_is_refused(launched):
     for each in found(launched):
         assert each["batch norm"].startswith("ValueError: 1 is a BatchNorm1d: in 2 processes")
 
 
+@pytest.mark.cluster
 def test_only_the_first_process_writes_and_speaks(launched):
     folder, process = launched
     found(launched)
@@ -212,6 +219,7 @@ def test_only_the_first_process_writes_and_speaks(launched):
         assert close(one.to_json(), other.to_json())
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not tell the names of threads")
 def test_the_command_leaves_no_thread_of_the_connection_behind(launched):
     """One that still works while the interpreter ends may abort it."""
