@@ -53,6 +53,17 @@ def _main_module():
 
 
 @pytest.fixture
+def one_thread():
+    """Torch with one thread: times, and many small draws, are steadier."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def command(monkeypatch, capsys):
     """``command("explore", path)`` runs ``randprune`` in this process: exit code, standard output, standard error."""
     from randprune_lab import cli

@@ -5,17 +5,7 @@ import pytest
 from randprune_lab.bench import bench_device
 from randprune_lab.pace import lockstep_ratio, trainer_ratio
 
-pytestmark = pytest.mark.speed
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.speed, pytest.mark.usefixtures("one_thread")]
 
 
 def test_a_step_under_masks_is_as_fast_as_the_trainers(record_property):

@@ -19,6 +19,7 @@ from support.grids import thinned
 from randprune_lab import introduced_randomness, magnitude_mask, mask_sampler, sampling
 from randprune_lab.keepcurve import TIES, KeepCurve
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 30_000
 STANDARD_ERRORS = 4.5
 LAWS = ("normal", "laplace", "student", "uniform", "lognormal", "pruned", "bf16")
@@ -101,14 +102,6 @@ FEW_SWAPS = [
     ("uniform", 0.99, 8.0, 2.0, 6, "magnitude"),
     ("bf16", 0.99, 2.0, 2.0, 2, "magnitude"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def weights(law, size=SIZE, seed=7):

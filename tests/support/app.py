@@ -37,3 +37,10 @@ def press(page, label):
     (button,) = [button for button in page.button if button.label == label]
     assert not button.disabled
     return button.click().run()
+
+
+def sound(page):
+    """The page itself: it shows no error."""
+    assert not page.exception
+    assert not page.error
+    return page

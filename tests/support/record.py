@@ -1,6 +1,7 @@
 """A pytest plugin: tests that never ran make the run fail, and whoever started it can read which have run."""
 
 import collections
+import contextlib
 import json
 import os
 
@@ -23,7 +24,8 @@ class Record:
 
     def _write(self, **line):
         if self.file is not None:
-            self.file.write(json.dumps(line) + "\n")
+            with contextlib.suppress(OSError):  # a full disk: pytest itself says it
+                self.file.write(json.dumps(line) + "\n")
 
     def _will_run(self, names):
         if not self.config.option.collectonly and not self.wanted:
@@ -66,7 +68,8 @@ class Record:
             terminalreporter.write_line(
                 f"{missing} of {len(self.wanted)} tests never ran, or did not end.", red=True, bold=True
             )
-        if self.config.option.markexpr == DEFAULT:
+        everywhere = self.config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        if everywhere and self.config.option.markexpr == DEFAULT:
             terminalreporter.write_line("Not among these, each by a command of its own:")
             for group in GROUPS.values():
                 terminalreporter.write_line(f"  pytest {group.arguments:<50} {group.holds}")

@@ -93,7 +93,7 @@ def run_group(command: str, seconds: float, *, tests: bool = True, folder: Path 
     elif code > 128:
         problem = problem or f"killed by {signal.Signals(code - 128).name}"
     if tests and not outcome.wanted and not problem:
-        problem = "no test was collected"
+        problem = "no test was collected, or none could be written down"
     return dataclasses.replace(outcome, code=code, seconds=time.monotonic() - started, problem=problem)
 
 

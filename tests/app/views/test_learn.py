@@ -3,13 +3,12 @@
 import urllib.parse
 
 import pytest
-from support.paths import APP
+from support.app import opened, sound
 
 from randprune_lab import Explorer, open_source
 from randprune_lab.demo import demo_weights
 from randprune_lab.lessons import LESSONS
 
-streamlit_testing = pytest.importorskip("streamlit.testing.v1")
 PLACES = [(lesson, step) for lesson in range(5) for step in range(len(LESSONS[lesson].steps))]
 
 
@@ -23,19 +22,7 @@ def learn(tmp_path, monkeypatch):
     """``learn(lesson="2")``: the page at that address."""
     monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
 
-    def open_page(**query: str):
-        page = streamlit_testing.AppTest.from_file(str(APP), default_timeout=120).switch_page("views/learn.py")
-        for name, value in query.items():
-            page.query_params[name] = value
-        return sound(page.run())
-
-    return open_page
-
-
-def sound(page):
-    assert not page.exception
-    assert not page.error
-    return page
+    return lambda **query: sound(opened("learn", **query))
 
 
 def press(page, label):

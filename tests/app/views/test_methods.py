@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from support.paths import APP
+from support.app import opened, sound
 
 from randprune_lab.config import METHOD_NAMES as METHODS
 from randprune_lab.contrast import QUESTIONS, Pick, overlaps
 from randprune_lab.criteria import CRITERIA
 
-streamlit_testing = pytest.importorskip("streamlit.testing.v1")
 FIELDS = ("method", "criterion", "other", "sparsity")
 
 
@@ -18,20 +17,7 @@ def methods(tmp_path, monkeypatch):
     """``methods(method="snip")``: the page at that address."""
     monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
 
-    def open_page(theme: str = "light", **query: str):
-        page = streamlit_testing.AppTest.from_file(str(APP), default_timeout=120).switch_page("views/methods.py")
-        page.context = {"theme": theme}
-        for name, value in query.items():
-            page.query_params[name] = value
-        return sound(page.run())
-
-    return open_page
-
-
-def sound(page):
-    assert not page.exception
-    assert not page.error
-    return page
+    return lambda **query: sound(opened("methods", **query))
 
 
 def words(page):
@@ -65,7 +51,7 @@ def test_everything_stands_side_by_side(methods):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_address_says_what_is_compared(methods, theme):
-    page = methods(theme, method="grasp", other="snip", sparsity="0.97")
+    page = methods(theme=theme, method="grasp", other="snip", sparsity="0.97")
     compares(page, Pick("grasp", other="snip", sparsity=0.97))
     assert page.selectbox(key="criterion").disabled
     assert not page.selectbox(key="method").disabled
@@ -124,5 +110,5 @@ def test_predict_then_look(methods, number):
 
 def test_learn_leads_here(tmp_path, monkeypatch):
     monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
-    page = streamlit_testing.AppTest.from_file(str(APP), default_timeout=120).switch_page("views/learn.py").run()
+    page = opened("learn")
     assert "All methods side by side" in [link.proto.label for link in sound(page).get("page_link")]
