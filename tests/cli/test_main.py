@@ -1,5 +1,7 @@
 """The command line as a user meets it."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -16,33 +18,58 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from randprune_lab import bench, jobs, status, store, terminal
+from randprune_lab import bench, cli, jobs, status, store, terminal
 from randprune_lab.checks import keep_count
-from randprune_lab.config import RunConfig
+from randprune_lab.config import RunConfig, controls
 from randprune_lab.masks import unpack
 from randprune_lab.models import build_model, prunable_weights
 from randprune_lab.tasks import digits
 
 SIZES = (64 * 300, 300 * 100, 100 * 10)
 SMALL = ["--stages", "0.5,0.9", "--candidates", "3", "--dense-epochs", "2", "--max-epochs", "2"]
+SHORT = ["--max-steps-per-epoch", "2"]  # the stages and epochs of ``randprune run``, but each epoch has two steps
+PATIENCE = 180.0  # seconds after which something will never come
 
+# A model whose runs wait after a candidate was judged, in processes that are told so by their environment.
+HELD = """
+import os
+import time
+from pathlib import Path
 
-def randprune(*arguments, folder, **environment):
-    program = Path(sys.executable).with_name("randprune")
-    return subprocess.run(
-        [program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"RANDPRUNE_RUNS": str(folder), "COLUMNS": "100"} | environment,
-    )
+import torch
+
+class Held(torch.nn.Linear):
+    def forward(self, inputs):
+        while "HELD" in os.environ and "candidate_scored" in "".join(p.read_text() for p in Path().glob("*/*.jsonl")):
+            time.sleep(0.02)
+        return super().forward(inputs)
+
+def model():
+    return torch.nn.Sequential(Held(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+"""
 
 
 @pytest.fixture(scope="module")
 def main_job(tmp_path_factory):
-    """``randprune run`` without arguments: its folder of runs and what it printed."""
+    """``randprune run`` with short epochs: its folder of runs and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
-    return folder, randprune("run", folder=folder)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        for name, value in {"RANDPRUNE_RUNS": str(folder), "COLUMNS": "100"}.items():
+            patch.setenv(name, value)
+        patch.setattr("sys.argv", ["randprune", "run", *SHORT])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert not ended.value.code
+    return folder, out.getvalue()
+
+
+def until(condition):
+    """Wait for something; its first true value."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+    return found
 
 
 def accuracy_on_disk(path):
@@ -58,16 +85,16 @@ def accuracy_on_disk(path):
 
 
 def test_the_main_job_prints_what_lies_on_disk(main_job):
-    folder, done = main_job
-    assert done.returncode == 0, done.stderr
-    assert "…" not in done.stdout  # nothing is clipped
+    folder, printed = main_job
+    assert "…" not in printed  # nothing is clipped
     found = {run.config.control or run.config.method: run for run in store.runs(folder)}
     assert {name: run.status for name, run in found.items()} == {"randomized": "finished", "imp-matched": "finished"}
+    assert found["randomized"].config == RunConfig(max_steps_per_epoch=2, group=found["randomized"].config.group)
     assert found["imp-matched"].config.max_epochs == 15 + 8
     assert len({run.config.group for run in found.values()}) == 1
     stages = (0.54, 0.83, 0.91, 0.9375, 0.97)
     for stage, sparsity in enumerate(stages, start=1):
-        (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [str(stage)]]
+        (line,) = [line for line in printed.splitlines() if line.split()[:1] == [str(stage)]]
         for name, run in found.items():
             (path,) = (run.folder / "checkpoints").glob(f"*-stage{stage}.safetensors")
             accuracy, kept, outside = accuracy_on_disk(path)
@@ -81,22 +108,22 @@ def test_the_main_job_prints_what_lies_on_disk(main_job):
         assert f"{chosen[0].ir:.4f}" in line
         assert (f"mask {chosen[0].winner}" if chosen[0].winner else "plain") in line
     for run in found.values():
-        assert str(run.folder) in done.stdout
+        assert str(run.folder) in printed
         assert (run.folder / "report.html").stat().st_size > 10_000
         last = load_file(run.folder / "model" / "model.safetensors")
         assert int((last["0.weight"] != 0).sum()) <= keep_count(SIZES[0], 0.97)
-    assert "randprune bench --claims" in done.stdout
+    assert "randprune bench --claims" in printed
 
 
 def test_the_same_seed_prints_the_same_table(command, monkeypatch, tmp_path):
     tables = []
     for name in ("first", "again"):
         monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path / name))
-        code, out, _ = command("run", *SMALL)
+        code, out, _ = command("run", *SMALL, *SHORT, "--stages", "0.9")
         assert code == 0
         tables.append([line for line in out.splitlines() if "%" in line])
     assert tables[0] == tables[1]
-    assert len(tables[0]) == 3
+    assert len(tables[0]) == 2
 
 
 def test_every_field_is_an_option(command, monkeypatch, tmp_path):
@@ -122,28 +149,37 @@ def test_options_and_files_make_the_config(command, monkeypatch, tmp_path):
     assert rows[2]["score"] == run.score
 
 
-def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(tmp_path, command, monkeypatch):
-    """Ctrl-C in the middle stops cleanly and says how to go on; so does the command it names."""
-    arguments = ["run", *SMALL, "--max-epochs", "40", "--no-controls"]  # long enough to be caught in the middle
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("elsewhere", marks=pytest.mark.crash)])
+def test_stopped_and_resumed_it_ends_as_if_nothing_had_been(how, tmp_path, command, monkeypatch):
+    """Ctrl-C in the middle, or a stop from elsewhere: it says how to go on, and so does the command it names."""
+    (tmp_path / "held.py").write_text(HELD)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path / "whole"))
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
+    arguments = ["run", *SMALL, *SHORT, "--no-controls", "--model", "held:model"]
     _, whole, _ = command(*arguments)
-    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path / "cut"))
+    shutil.rmtree(store.run_folders(tmp_path)[0])
     program = [Path(sys.executable).with_name("randprune"), *arguments]
-    environment = os.environ | {"RANDPRUNE_RUNS": str(tmp_path / "cut")}
+    environment = os.environ | {"HELD": "yes"}
     process = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:  # until it has judged a candidate
-        journals = list((tmp_path / "cut").glob("*/events.jsonl"))
-        if journals and "candidate_scored" in journals[0].read_text():
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    until(lambda: "candidate_scored" in "".join(path.read_text() for path in tmp_path.glob("*/events.jsonl")))
+    ((name, run),) = listed(command).items()
+    assert run["status"] == "running"
+    code, _, err = command("resume", tmp_path / name)
+    assert code == 2
+    assert "another process works on this run" in err
+    if how == "Ctrl-C":
+        process.send_signal(signal.SIGINT)
+    else:
+        code, out, err = command("stop", name)
+        assert (code, err) == (0, "")
+        assert f"{name}: stopped. Go on with: randprune resume" in out
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    folder = re.search(r"randprune resume (\S+)", err).group(1)
-    assert "stopped" in command("runs")[1]
+    folder = re.search(r"Go on with: randprune resume (\S+)", err).group(1)
+    assert folder == str(tmp_path / name)
+    assert listed(command)[name]["status"] == "stopped"
     code, resumed, err = command("resume", folder)
     assert code == 0, err
     rows = [[line for line in text.splitlines() if "%" in line] for text in (whole, resumed)]
@@ -176,9 +212,11 @@ def test_bench_measures_what_it_names(command):
 
 
 def test_claims_pair_the_methods_by_seed():
-    base = RunConfig(stages=(0.5, 0.98), dense_epochs=2, candidates=2)
+    base = RunConfig(stages=(0.5, 0.98), dense_epochs=1, candidates=2, max_steps_per_epoch=4)
     heard = []
-    rows = bench.claims_table(seeds=2, epochs=(1, 2), base=base, tell=lambda done, of: heard.append((done, of)))
+    rows = bench.claims_table(
+        seeds=2, processes=1, epochs=(1, 2), base=base, tell=lambda done, of: heard.append((done, of))
+    )
     assert [(row.epochs, row.sparsity) for row in rows] == [(1, 0.5), (1, 0.98), (2, 0.5), (2, 0.98)]
     assert heard[-1] == (16, 16)
     first = bench._accuracies(base.model_copy(update={"max_epochs": 1, "seed": 0}))
@@ -229,11 +267,12 @@ def test_help_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_without_a_command_help_is_shown(command):
-    code, out, err = command()
-    assert (code, err) == (0, "")
+def test_without_a_command_help_is_shown():
+    """By the program itself."""
+    done = subprocess.run([Path(sys.executable).with_name("randprune")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
     for name in ("run", "resume", "stop", "runs", "report", "explore", "bench"):
-        assert name in out
+        assert name in done.stdout
 
 
 def test_threads_wait_passively():
@@ -265,12 +304,15 @@ def waiting(monkeypatch, tmp_path):
 
 
 def test_runs_in_the_background_are_listed_stopped_and_resumed(waiting, command):
-    code, out, err = command("run", *SMALL, "--detach")
+    """Without options: the run of the README."""
+    code, out, err = command("run", "--detach")
     assert (code, err) == (0, "")
     first, second = (Path(line.split(":")[0]) for line in out.splitlines()[:2])
+    base = RunConfig(group=first.name)
+    assert [store.read_config(folder) for folder in (first, second)] == [base, controls(base)["imp-matched"]]
     assert ("queued, next" in out, "queued, 2nd" in out) == (True, True)
     assert f"randprune stop {first.name} {second.name}" in out
-    code, _, err = command("run", *SMALL, "--detach")
+    code, _, err = command("run", "--detach")
     assert code == 2
     assert "the same run waits or works already" in err
     assert first.name in err
@@ -288,9 +330,18 @@ def test_runs_in_the_background_are_listed_stopped_and_resumed(waiting, command)
     code, out, err = command("resume", second.name, "--detach", "--json")
     assert code == 0, err
     assert json.loads(out)["runs"][0]["folder"] == str(second)
-    assert jobs.wait(second, timeout=120).state == "finished"
-    assert listed(command)[second.name]["stages_done"] == 2
-    code, _, err = command("resume", second, "--detach")
+    until(lambda: jobs.status(second).state == "running")
+    code, out, err = command("stop", second.name)
+    assert (code, err) == (0, "")
+
+
+def test_a_finished_run_is_listed_and_not_resumed_in_the_background(main_job, command, monkeypatch):
+    folder, _ = main_job
+    monkeypatch.setenv("RANDPRUNE_RUNS", str(folder))
+    run = store.runs(folder)[0].folder
+    assert listed(command)[run.name]["status"] == "finished"
+    assert listed(command)[run.name]["stages_done"] == 5
+    code, _, err = command("resume", run, "--detach")
     assert code == 2
     assert "is finished, there is nothing to resume" in err
 
@@ -314,29 +365,6 @@ def test_what_cannot_run_in_the_background_is_one_red_line(arguments, words, com
     for word in words:
         assert word in err
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_run_in_the_foreground_is_stopped_from_elsewhere(tmp_path, command, monkeypatch):
-    monkeypatch.setenv("RANDPRUNE_RUNS", str(tmp_path))
-    program = [Path(sys.executable).with_name("randprune"), "run", *SMALL, "--max-epochs", "400", "--no-controls"]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and "mask_chosen" not in "".join(
-        path.read_text() for path in tmp_path.glob("*/events.jsonl")
-    ):
-        time.sleep(0.02)
-    ((name, run),) = listed(command).items()
-    assert run["status"] == "running"
-    code, _, err = command("resume", tmp_path / name)
-    assert code == 2
-    assert "another process works on this run" in err
-    code, out, err = command("stop", name)
-    assert (code, err) == (0, "")
-    assert f"{name}: stopped. Go on with: randprune resume" in out
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert f"Go on with: randprune resume {tmp_path / name}" in err
 
 
 def test_failed_and_damaged_runs_are_listed_with_their_reasons(command, monkeypatch, tmp_path):

@@ -10,9 +10,9 @@ from datasets import load_dataset
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from support import transformers as tiny_transformers
+from support import tiny_transformers
 from support.runs import read_tensors
-from support.transformers import ARCHITECTURES, CLASSES, POSITIONS, TEXT
+from support.tiny_transformers import ARCHITECTURES, CLASSES, POSITIONS, TEXT
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import hadamard
-from support import transformers as tiny_transformers
+from support import tiny_transformers
 from torch import nn
 
 from randprune_lab.models import build_model

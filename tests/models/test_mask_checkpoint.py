@@ -21,7 +21,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from support import transformers as tiny_transformers
+from support import tiny_transformers
 from support.runs import read_tensors
 
 from randprune_lab import pieces, sharded, stored_masks

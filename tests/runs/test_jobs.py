@@ -1,4 +1,8 @@
-"""Runs as processes of their own: nothing is lost, whatever ends when; and what is said of them is true."""
+"""Runs as processes of their own: nothing is lost, whatever ends when; and what is said of them is true.
+
+What a process that works on a run owes everybody (the answer to a cancel, the last word) is shown by one that imports
+no torch and is there at once; that real runs do the same, caught in the middle, is shown in the group crash.
+"""
 
 import contextlib
 import json
@@ -15,20 +19,60 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.runs import boundary_file, go_on, journal, read_tensors, same_tensors, small, told
-
 from support.paths import TESTS
+from support.runs import boundary_file, go_on, journal, read_tensors, same_tensors, small, told
 
 from randprune_lab import engine, jobs, status, store, work
 from randprune_lab.config import RunConfig, controls
 from randprune_lab.status import Record
 from randprune_lab.training import Diverged, OutOfMemory
 
-# Phases of a second or more each, so that they can be caught in the middle.
-LONG = {"stages": (0.9,), "batch_size": 4, "dense_epochs": 8, "emep_epochs": 4, "max_epochs": 8, "executor": "serial"}
+# It begins soon and never ends.
+LONG = {"stages": (0.9,), "dense_epochs": 10**6, "max_epochs": 1, "candidates": 2, "batch_size": 4}
+QUICK = {"dense_epochs": 1, "max_epochs": 1, "candidates": 2, "max_steps_per_epoch": 3}
+PATIENCE = 180.0  # seconds after which something will never come
+
+# A model whose runs wait where a test wants: in the first step after the journal holds the event that ``hold`` names.
+HELD = """
+import time
+from pathlib import Path
+
+import torch
+
+def waits():
+    hold = Path("hold")
+    journals = [path.read_text() for path in Path().glob("*/events.jsonl")]
+    return hold.exists() and any(f'"{hold.read_text()}"' in journal for journal in journals)
+
+class Held(torch.nn.Linear):
+    def forward(self, inputs):
+        while self.training and waits():
+            time.sleep(0.02)
+        return super().forward(inputs)
+
+def model():
+    return torch.nn.Sequential(Held(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+"""
+
+# A process that works on the run argv[1], but imports no torch. With argv[2] it does not hear that it is to stop.
+LIGHT = """
+import sys, time
+from pathlib import Path
+from randprune_lab import status
+
+status._ANSWER = 1.0
+with status.Attended(Path(sys.argv[1])):
+    while True:
+        try:
+            print("works", flush=True)
+            time.sleep(600)
+        except KeyboardInterrupt:
+            if len(sys.argv) == 2:
+                raise
+"""
 
 
-def until(condition, seconds=60.0):
+def until(condition, seconds=PATIENCE):
     """Wait for something; its first true value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -75,15 +119,15 @@ def kinds(folder):
     return {event["kind"] for event in journal(folder)} if (folder / "events.jsonl").exists() else set()
 
 
-def finishes(folder, seconds=180.0):
-    found = jobs.wait(folder, timeout=seconds)
+def finishes(folder):
+    found = jobs.wait(folder, timeout=PATIENCE)
     assert found.state == "finished", (found, (folder / "log.txt").read_text())
     assert found.message == ""
 
 
 def gets_there(folder):
     """The same without the report, which takes a while: stopped then, it is finished all the same."""
-    until(lambda: "run_finished" in kinds(folder), 180)
+    until(lambda: "run_finished" in kinds(folder))
     with contextlib.suppress(ValueError):  # it has ended by itself
         jobs.stop(folder)
     assert state(folder) == "finished"
@@ -100,6 +144,19 @@ def assert_as_in_this_process(folder, where):
     assert same_tensors(read_tensors(folder / model), read_tensors(where / model))
 
 
+def starts(folder):
+    """Its turn comes, and its process goes to work; that is stopped, since how it ends is shown elsewhere."""
+    until(lambda: state(folder) == "running")
+    jobs.stop(folder)
+    assert state(folder) == "stopped"
+
+
+def has_ended(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 def python(code, *arguments, **options):
     """Another Python process, with this folder's modules at hand."""
     environment = os.environ | {"PYTHONPATH": str(TESTS)}
@@ -110,14 +167,24 @@ def python(code, *arguments, **options):
 # ---- from start to finish
 
 
-def test_jobs_end_like_runs_in_this_process(runs, tmp_path_factory):
-    """One after the other, since there is one slot; each report shows the other run of the group."""
-    config = small(method="randomized")
-    folders = jobs.start_all([config, controls(config)["imp-matched"]])
-    assert [folder.parent for folder in folders] == [runs, runs]
-    until(lambda: state(folders[0]) == "running")
-    assert states(folders[1]) == [("queued", 1)]
-    found = jobs.status(folders[0])
+def test_a_job_outlives_who_started_it_and_ends_like_a_run_in_this_process(runs, tmp_path_factory):
+    """Its report shows the other run of its group, whose own report is written anew."""
+    other = runs / "other"
+    go_on(other, small(**QUICK, method="imp", group="both"))
+    code = f"""
+import os, signal
+from support.runs import small
+from randprune_lab import jobs
+print(jobs.start(small(**{QUICK}, group="both")), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    starter = python(code)
+    folder = Path(starter.communicate(timeout=PATIENCE)[0].strip())
+    assert starter.returncode == -signal.SIGKILL
+    assert folder.parent == runs
+    assert jobs.status(folder).is_live
+    until(lambda: state(folder) == "running")
+    found = jobs.status(folder)
     assert (found.slot, found.is_live, found.can_resume) == (0, True, False)
     process = psutil.Process(found.pid)
     assert process.nice() >= 10
@@ -125,45 +192,64 @@ def test_jobs_end_like_runs_in_this_process(runs, tmp_path_factory):
         assert shared.read_text().strip().endswith("nice 10")
     assert process.environ()["OMP_WAIT_POLICY"] == "PASSIVE"
     assert os.getsid(found.pid) != os.getsid(0)
-    for folder in folders:
-        finishes(folder)
-        assert_as_in_this_process(folder, tmp_path_factory.mktemp("whole") / "run")
-        assert not (folder / status.RESERVE).exists()
-        assert not (folder / status.CANCEL).exists()
-        assert "reported" in (folder / "log.txt").read_text().splitlines()[-1]
-    assert {store.read_config(folder).group for folder in folders} == {folders[0].name}
-    assert journal(folders[0])[-1]["time"] < journal(folders[1])[0]["time"]
-    for folder, other in zip(folders, ["imp-matched", "randomized"], strict=True):
-        assert other in (folder / "report.html").read_text()
+    finishes(folder)
+    assert_as_in_this_process(folder, tmp_path_factory.mktemp("whole") / "run")
+    assert not (folder / status.RESERVE).exists()
+    assert not (folder / status.CANCEL).exists()
+    assert "reported" in (folder / "log.txt").read_text().splitlines()[-1]
+    assert "imp" in (folder / "report.html").read_text()
+    assert "randomized" in (other / "report.html").read_text()
     with pytest.raises(ValueError, match="is finished, there is nothing to resume"):
-        jobs.resume(folders[0])
-    with pytest.raises(ValueError, match="is finished, there is nothing to stop"):
-        jobs.stop(folders[0])
-
-
-def test_stopped_in_each_phase_and_killed_it_ends_the_same(tmp_path_factory):
-    folder = jobs.start(small(**LONG))
-    for begun, over in (("epoch_finished", "dense_finished"), ("stage_started", "mask_chosen")):
-        until(lambda begun=begun: begun in kinds(folder))
-        jobs.stop(folder)
-        assert (state(folder), jobs.status(folder).message) == ("stopped", "")
-        assert over not in kinds(folder)
         jobs.resume(folder)
-    behind = jobs.start(small(method="imp"))
+    with pytest.raises(ValueError, match="is finished, there is nothing to stop"):
+        jobs.stop(folder)
+
+
+@pytest.mark.crash
+def test_stopped_in_each_phase_and_killed_it_ends_the_same(runs, tmp_path_factory, monkeypatch):
+    """The next one of the queue has its turn meanwhile; each report shows the other run of the group."""
+    (runs / "held.py").write_text(HELD)
+    hold = runs / "hold"
+    monkeypatch.chdir(runs)
+    hold.write_text("epoch_finished")
+    config = small(**QUICK | {"dense_epochs": 2}, stages=(0.9,), model="held:model", executor="serial")
+    folder, behind = jobs.start_all([config, controls(config)["imp-matched"]])
+    until(lambda: "epoch_finished" in kinds(folder))
+    assert states(folder, behind) == [("running", None), ("queued", 1)]
+    jobs.stop(behind)
+    jobs.stop(folder)
+    assert (state(folder), jobs.status(folder).message) == ("stopped", "")
+    assert "dense_finished" not in kinds(folder)
+    hold.write_text("stage_started")
+    jobs.resume(folder)
+    until(lambda: "stage_started" in kinds(folder))
+    jobs.stop(folder)
+    assert (state(folder), jobs.status(folder).message) == ("stopped", "")
+    assert "mask_chosen" not in kinds(folder)
+    hold.write_text("mask_chosen")
+    jobs.resume(folder)
+    jobs.resume(behind)
     until(lambda: "mask_chosen" in kinds(folder))
     os.kill(pid_of(folder), signal.SIGKILL)
-    until(lambda: state(folder) == "interrupted", 10)
-    until(lambda: state(behind) == "running", 10)
+    until(lambda: state(folder) == "interrupted")
+    hold.unlink()
+    until(lambda: state(behind) in ("running", "finished"))
     assert "stage_finished" not in kinds(folder)
     assert "resume" in jobs.status(folder).message
     jobs.resume(folder)
     for each in (behind, folder):
-        gets_there(each)
-    assert_as_in_this_process(folder, tmp_path_factory.mktemp("whole") / "run")
+        finishes(each)
+        assert_as_in_this_process(each, tmp_path_factory.mktemp("whole") / "run")
+    assert journal(behind)[-1]["time"] < journal(folder)[-1]["time"]
+    resumed = [event["time"] for event in journal(folder) if event["kind"] == "resumed"]
+    assert journal(behind)[-1]["time"] < resumed[-1]
+    for each, other in ((folder, "imp-matched"), (behind, "randomized")):
+        assert other in (each / "report.html").read_text()
 
 
 def test_the_queue_keeps_its_order_and_closes_its_gaps(busy):
-    folders = jobs.start_all([small(method="imp", seed=seed) for seed in range(4)])
+    folders = jobs.start_all([small(**LONG, seed=seed) for seed in range(4)])
+    assert {store.read_config(folder).group for folder in folders} == {folders[0].name}
     assert states(*folders) == [("queued", 1), ("queued", 2), ("queued", 3), ("queued", 4)]
     for folder in folders:
         until(lambda folder=folder: "waits" in (folder / "log.txt").read_text())
@@ -172,17 +258,19 @@ def test_the_queue_keeps_its_order_and_closes_its_gaps(busy):
         assert not [name for name in libraries if "torch" in name]
     jobs.stop(folders[0])
     os.kill(pid_of(folders[1]), signal.SIGKILL)
-    until(lambda: state(folders[1]) == "interrupted", 10)
+    until(lambda: state(folders[1]) == "interrupted")
     assert states(*folders) == [("stopped", None), ("interrupted", None), ("queued", 1), ("queued", 2)]
     jobs.resume(folders[1])
     assert states(*folders[1:]) == [("queued", 3), ("queued", 1), ("queued", 2)]
+    with pytest.raises(ValueError, match=f"{folders[1].name}: is queued already. Wait for it, or stop it first"):
+        jobs.resume(folders[1])
     jobs.stop(folders[3], wait=False)
     assert state(folders[3]) in ("stopping", "stopped")
-    assert jobs.wait(folders[3], timeout=10).state == "stopped"
+    assert jobs.wait(folders[3], timeout=PATIENCE).state == "stopped"
     busy()
-    for folder in (folders[2], folders[1]):
-        gets_there(folder)
-    assert journal(folders[2])[-1]["time"] < journal(folders[1])[0]["time"]
+    until(lambda: states(folders[2], folders[1]) == [("running", None), ("queued", 1)])
+    starts(folders[2])
+    starts(folders[1])
 
 
 def test_two_slots_are_two_runs_at_a_time(runs, monkeypatch):
@@ -201,32 +289,18 @@ def test_two_slots_are_two_runs_at_a_time(runs, monkeypatch):
 # ---- those who start, stop and resume
 
 
-def test_a_job_outlives_who_started_it():
-    code = """
-import os, signal
-from support.runs import small
-from randprune_lab import jobs
-print(jobs.start(small(method="imp")), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    process = python(code)
-    folder = Path(process.communicate(timeout=60)[0].strip())
-    assert process.returncode == -signal.SIGKILL
-    assert jobs.status(folder).is_live
-    gets_there(folder)
-
-
 def test_who_dies_between_reserving_and_starting_leaves_a_run_that_can_be_resumed(runs):
     folder = store.new_folder(small(), parent=runs)
-    store.write_config(folder, small(method="imp").model_dump(mode="json"))
+    store.write_config(folder, small(**LONG).model_dump(mode="json"))
     status.write(folder, Record(state="queued", queued_at=time.time_ns()))
     assert states(folder) == [("queued", 1)]
     status.write(folder, Record(state="queued", queued_at=time.time_ns() - 11 * 10**9))
     assert state(folder) == "interrupted"
     jobs.resume(folder)
-    gets_there(folder)
+    starts(folder)
 
 
+@pytest.mark.crash
 @pytest.mark.usefixtures("busy")
 def test_two_who_resume_at_the_same_time_start_one_process(runs):
     folder = jobs.start(small())
@@ -247,7 +321,7 @@ except ValueError as error:
     processes = [python(code, folder, runs, number) for number in range(3)]
     until(lambda: len(list(runs.glob("ready*"))) == 3)
     (runs / "go").touch()
-    said = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+    said = sorted(process.communicate(timeout=PATIENCE)[0].strip() for process in processes)
     assert said == [f"{folder.name}: is queued already. Wait for it, or stop it first."] * 2 + ["resumed"]
     workers = [one for one in psutil.process_iter(["cmdline"]) if str(folder) in (one.info["cmdline"] or [])]
     assert len(workers) == 1
@@ -291,37 +365,86 @@ def test_what_cannot_be_started_is_refused(runs, monkeypatch):
     assert not (runs / "nowhere").exists()
 
 
-def test_a_stale_cancel_stops_nobody(busy):
-    folder = jobs.start(small(method="imp"))
-    jobs.stop(folder)
-    (folder / status.CANCEL).touch()
-    assert state(folder) == "stopped"
-    jobs.resume(folder)
-    busy()
-    gets_there(folder)
-
-
-def test_a_run_of_another_program_is_seen_but_not_touched(runs):
+def test_a_run_of_another_program_is_seen_but_not_touched(runs, tmp_path_factory):
+    """When that has stopped, anybody goes on with it, whatever cancel lies there; it ends as if nothing had been."""
     folder = runs / "own"
-    working = store.record(folder, engine.prune(small(method="imp")))
-    next(working)
+    working = store.record(folder, engine.prune(small(**QUICK)))
+    while next(working).kind != "dense_finished":
+        pass
     assert state(folder) == "running"
     assert "Another program" in jobs.status(folder).message
-    for function in (jobs.stop, jobs.resume, jobs.delete):
-        with pytest.raises(ValueError, match=r"another program|is running already|a process works on it"):
+    for function, said in (
+        (jobs.stop, "another program works on it .* Stop it there"),
+        (jobs.resume, "is running already. Wait for it, or stop it first"),
+        (jobs.delete, "a process works on it, or waits to. Stop it first"),
+    ):
+        with pytest.raises(ValueError, match=f"^own: {said}"):
             function(folder)
     with pytest.raises(ValueError, match="another process works on this run"), status.Attended(folder):
         pass
     working.close()
+    (folder / status.CANCEL).touch()
     assert state(folder) == "stopped"
     jobs.resume(folder)
     gets_there(folder)
+    assert "resumed" in kinds(folder)
+    assert_as_in_this_process(folder, tmp_path_factory.mktemp("whole") / "run")
 
 
-def test_a_run_that_does_not_answer_is_ended(runs, monkeypatch):
-    """Its own watcher does it; of one that is frozen, who stops it."""
+# ---- those who work
+
+
+@pytest.fixture
+def light(runs):
+    """``light()`` starts a process that works on a run without torch: the run's folder, the process."""
+    started = []
+
+    def start(*arguments):
+        folder = runs / f"light{len(started)}"
+        store.write_config(folder, small(seed=len(started)).model_dump(mode="json"))
+        started.append(python(LIGHT, folder, *arguments, stderr=subprocess.PIPE))
+        assert started[-1].stdout.readline() == "works\n"
+        assert state(folder) == "running"
+        return folder, psutil.Process(started[-1].pid)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def caught():
+    """``caught()`` starts a real run, in the middle of whose training we are: the run's folder, its process."""
+
+    def start():
+        folder = jobs.start(small(**LONG))
+        until(lambda: "epoch_finished" in kinds(folder))
+        return folder, psutil.Process(pid_of(folder))
+
+    return start
+
+
+# A process without torch, and a real run: both must end the same.
+@pytest.fixture(params=["light", pytest.param("caught", marks=pytest.mark.crash)])
+def at_work(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_a_run_that_does_not_hear_ends_itself(light):
+    folder, process = light("deaf")
+    jobs.stop(folder)
+    assert state(folder) == "stopped"
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+
+
+@pytest.mark.crash
+def test_a_training_that_does_not_hear_is_ended(runs, monkeypatch):
     (runs / "stubborn.py").write_text("""
 import time, torch
+from randprune_lab import status
+
+status._ANSWER = 1.0
 
 class Stubborn(torch.nn.Linear):
     def forward(self, inputs):
@@ -341,39 +464,66 @@ def model():
     until(lambda: (runs / "here").exists())
     jobs.stop(folder)
     assert state(folder) == "stopped"
-    frozen = jobs.start(small(**LONG))
-    until(lambda: "epoch_finished" in kinds(frozen))
-    os.kill(pid_of(frozen), signal.SIGSTOP)
+
+
+def test_who_stops_a_frozen_run_ends_it(at_work, monkeypatch):
+    folder, process = at_work()
+    os.kill(process.pid, signal.SIGSTOP)
     monkeypatch.setattr(jobs, "_PATIENCE", 1)
-    jobs.stop(frozen)
-    assert state(frozen) == "interrupted"
+    jobs.stop(folder)
+    assert state(folder) == "interrupted"
 
 
-def test_terminated_by_the_system_it_has_stopped():
-    folder = jobs.start(small(**LONG))
-    until(lambda: "epoch_finished" in kinds(folder))
-    psutil.Process(pid_of(folder)).terminate()
-    assert jobs.wait(folder, timeout=20).state == "stopped"
+def test_a_run_that_is_killed_is_interrupted(at_work):
+    folder, process = at_work()
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: state(folder) == "interrupted")
+    assert "It was killed" in jobs.status(folder).message
 
 
-@pytest.mark.parametrize("phase", ["starting", "queued", "running"])
-def test_a_deleted_folder_ends_its_job_and_stays_deleted(phase, runs, request):
-    if phase != "running":
-        request.getfixturevalue("busy")
-    folder = jobs.start(small(**LONG))
-    process = psutil.Process(pid_of(folder))
-    if phase == "queued":
-        until(lambda: "waits" in (folder / "log.txt").read_text())
-    if phase == "running":
-        until(lambda: "epoch_finished" in kinds(folder))
+def test_terminated_by_the_system_it_has_stopped(at_work):
+    folder, process = at_work()
+    process.terminate()
+    assert jobs.wait(folder, timeout=PATIENCE).state == "stopped"
+
+
+def assert_it_ends_and_stays_deleted(folder, process):
     with contextlib.suppress(ValueError):
         jobs.delete(folder)
     assert folder.exists()  # not while it lives
     until(lambda: shutil.rmtree(folder, ignore_errors=True) or not folder.exists())  # it is being written
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.wait(timeout=60)
-    assert not folder.exists()
-    assert not [path for path in runs.iterdir() if path.name == folder.name]
+    until(lambda: has_ended(process))
+    assert not [path for path in folder.parent.iterdir() if path.name == folder.name]
+
+
+@pytest.mark.parametrize("phase", ["starting", "queued"])
+@pytest.mark.usefixtures("busy")
+def test_a_deleted_folder_ends_its_job_and_stays_deleted(phase):
+    folder = jobs.start(small(**LONG))
+    process = psutil.Process(pid_of(folder))
+    if phase == "queued":
+        until(lambda: "waits" in (folder / "log.txt").read_text())
+    assert_it_ends_and_stays_deleted(folder, process)
+
+
+def test_a_deleted_folder_ends_its_run_and_stays_deleted(at_work):
+    folder, process = at_work()
+    assert_it_ends_and_stays_deleted(folder, process)
+
+
+def test_a_status_that_somebody_spoils_is_mended(at_work):
+    folder, process = at_work()
+    (folder / "status.json").write_text("[")
+    until(lambda: state(folder) == "running" and jobs.status(folder).pid == process.pid)
+    jobs.stop(folder)
+    assert state(folder) == "stopped"
+
+
+def test_who_finds_another_process_in_its_place_gives_up(at_work):
+    folder, process = at_work()
+    status.write(folder, Record(state="running", queued_at=1).of(psutil.Process()))
+    until(lambda: has_ended(process))
+    assert status.read(folder).pid == os.getpid()
 
 
 # ---- failures
@@ -418,10 +568,15 @@ def test_a_run_that_fails_says_why(error, said, traced, runs, monkeypatch, capsy
     assert said in found.message
     assert "\n" not in found.message
     assert ("Traceback" in log) == traced
-    monkeypatch.undo()
-    monkeypatch.setenv("RANDPRUNE_SLOTS", "1")
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_run_that_failed_is_resumed_with_another_wave(runs):
+    store.write_config(runs / "run", small().model_dump(mode="json"))
+    status.write(runs / "run", Record(state="failed", queued_at=1, message="out of memory"))
     jobs.resume(runs / "run", wave=1)
-    assert state(runs / "run") == "queued"
+    assert states(runs / "run") == [("queued", 1)]
+    assert psutil.Process(pid_of(runs / "run")).cmdline()[-2:] == ["--wave", "1"]
     jobs.stop(runs / "run")
 
 
@@ -440,7 +595,7 @@ def test_a_report_that_fails_spoils_no_run(runs, monkeypatch, capsys):
 
 def test_a_diverged_run_has_failed_and_says_why():
     folder = jobs.start(small(method="imp", learning_rate=1e30))
-    found = jobs.wait(folder, timeout=60)
+    found = jobs.wait(folder, timeout=PATIENCE)
     assert found.state == "failed"
     assert "learning" in found.message
     assert "Traceback" not in (folder / "log.txt").read_text()
@@ -462,10 +617,11 @@ def small_disk(tmp_path_factory):
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.crash
 def test_a_full_disk_stops_the_run_and_says_what_to_do(small_disk, tmp_path_factory):
     place, grow = small_disk
     folder = jobs.start(small(method="imp"), parent=place)
-    found = jobs.wait(folder, timeout=60)
+    found = jobs.wait(folder, timeout=PATIENCE)
     assert (found.state, found.message) == (
         "failed",
         "The disk is full. What was saved is intact: free some space, then resume.",
@@ -486,14 +642,15 @@ def test_a_full_disk_stops_the_run_and_says_what_to_do(small_disk, tmp_path_fact
     assert_as_in_this_process(folder, tmp_path_factory.mktemp("whole") / "run")
 
 
+@pytest.mark.crash
 def test_a_file_that_cannot_grow_stops_the_run():
     """Where no small file system can be made: the process may write no file beyond 300 kB."""
     resource = pytest.importorskip("resource")
     code = "from support.runs import small; from randprune_lab import jobs; print(jobs.start(small(method='imp')))"
     most = (300_000, 300_000)
     process = python(code, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, most))
-    folder = Path(process.communicate(timeout=60)[0].strip())
-    found = jobs.wait(folder, timeout=60)
+    folder = Path(process.communicate(timeout=PATIENCE)[0].strip())
+    found = jobs.wait(folder, timeout=PATIENCE)
     assert found.state == "failed"
     assert "File too large" in found.message
     jobs.resume(folder)
@@ -547,21 +704,6 @@ def test_whatever_lies_in_a_folder_its_status_is_told(tmp_path_factory, files):
     shutil.rmtree(parent)
 
 
-@pytest.mark.parametrize("damage", ["garbage", "of another process"])
-def test_a_status_that_somebody_spoils_is_mended_or_given_up(damage):
-    folder = jobs.start(small(**LONG))
-    until(lambda: "epoch_finished" in kinds(folder))
-    process = psutil.Process(pid_of(folder))
-    if damage == "garbage":
-        (folder / "status.json").write_text("[")
-        until(lambda: state(folder) == "running" and jobs.status(folder).pid == process.pid, 10)
-        jobs.stop(folder)
-    else:
-        status.write(folder, Record(state="running", queued_at=1).of(psutil.Process()))
-        until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 20)
-        assert status.read(folder).pid == os.getpid()
-
-
 @pytest.mark.parametrize(
     ("age", "expected"), [(0, "running"), (9, "running"), (11, "interrupted"), (-60, "interrupted")]
 )
@@ -584,7 +726,7 @@ def test_a_number_that_another_process_has_now_is_not_the_job(runs):
     record = Record(state="running", queued_at=1).of(psutil.Process())
     status.write(runs / "run", record.model_copy(update={"created": record.created - 60}))
     assert state(runs / "run") == "interrupted"
-    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    zombie = subprocess.Popen([sys.executable, "-S", "-c", ""])
     process = psutil.Process(zombie.pid)
     status.write(runs / "run", Record(state="running", queued_at=1).of(process))
     until(lambda: process.status() == psutil.STATUS_ZOMBIE)

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-PATIENCE = 60  # seconds after which something will never come
+PATIENCE = 180  # seconds after which something will never come
 
 
 def wait_for(happened):

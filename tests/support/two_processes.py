@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import save_file
-from support.runs import small, stop_after, tiny
-from support.transformers import checkpoint, dataset
 from torch import nn
 
 from randprune_lab import cli, ranks
@@ -17,6 +15,8 @@ from randprune_lab.engine import prune
 from randprune_lab.events import Checkpoint, MaskChosen
 from randprune_lab.splits import Split, Task
 from randprune_lab.training import Session, start_accelerator
+from support.runs import small, stop_after, tiny
+from support.tiny_transformers import checkpoint, dataset
 
 METRICS = ("accuracy", "f1", "matthews", "spearman", "pearson")
 ROWS = (1, 2, 3, 7, 64, 1025, 2049)

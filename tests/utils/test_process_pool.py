@@ -73,7 +73,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.crash)])
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, how):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
@@ -87,5 +87,5 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, how):
     finally:
         parent.send_signal(how)
         parent.wait(PATIENCE)
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive
