@@ -1,11 +1,13 @@
 """Every page of the app in every state that the runs folder can be in: no exception, the right words, true charts."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from support.app import charts_of, opened, press, words
+from support.grids import thinned
 from support.runs import go_on, journal, small, stop_after
 
 from randprune_lab import charts, jobs
@@ -81,8 +83,7 @@ class Runs:
         return "run"
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(("name", "state"), thinned(list(itertools.product(PAGES, STATES)), 1))
 def test_every_page_in_every_state(runs, name, state):
     runs.be(state)
     page = opened(name)

@@ -107,6 +107,7 @@ def test_memory_is_told_from_a_million_weights_on():
     assert 4_000_000 < row.memory < 4_000_000 * 4 * 10  # a mask at least; some times the weights' own
 
 
+@pytest.mark.speed
 def test_workers_are_counted_for_real():
     base = scaling.JUDGING.model_copy(update={"candidates": 12})
     (row,) = scaling.throughput(workers=(1,), base=base)
@@ -114,6 +115,7 @@ def test_workers_are_counted_for_real():
     assert 0 < row.per_second < 10_000
 
 
+@pytest.mark.speed
 def test_studies_are_timed_for_real():
     (row,) = scaling.study_times(counts=(2,), processes=1)
     assert row.runs == 2

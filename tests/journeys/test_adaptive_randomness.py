@@ -169,6 +169,7 @@ def test_controls_draw_alike():
     assert all(control.target_ir == 0.05 for control in controls(RunConfig(**ADAPTIVE)).values())
 
 
+@pytest.mark.crash
 def test_killed_after_any_item_an_adaptive_run_ends_the_same(tmp_path, monkeypatch):
     """And with a race, too; from the end of the first stage on, where the centre is no longer the first one."""
     monkeypatch.setattr(os, "fsync", lambda _: None)

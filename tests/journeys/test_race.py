@@ -310,6 +310,7 @@ def test_the_worst_deterministic_mask_reaches_the_end_unless_it_fails(monkeypatc
     assert {(event.stage, event.candidate) for event in at_the_end if event.candidate} >= set(winners.items())
 
 
+@pytest.mark.crash
 def test_killed_after_any_item_a_race_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
     config = tiny(**RACE, dense_epochs=1, max_epochs=1)

@@ -78,7 +78,10 @@ def whole_run(tmp_path_factory, config, parts):
     return folder, items
 
 
-@pytest.fixture(scope="module", params=["plain", "patient", "conv"])
+CRASH = pytest.mark.crash
+
+
+@pytest.fixture(scope="module", params=["patient", *(pytest.param(name, marks=CRASH) for name in ("plain", "conv"))])
 def undisturbed(request, tmp_path_factory):
     config = tiny(**(PATIENT if request.param == "patient" else {}))
     parts = conv_parts if request.param == "conv" else tiny_parts
@@ -100,6 +103,7 @@ def test_stopped_after_any_item_it_ends_the_same(tmp_path, undisturbed):
         assert_nothing_judged_twice(folder, config)
 
 
+@pytest.mark.crash
 @pytest.mark.usefixtures("quick")
 def test_closed_after_any_event_it_ends_the_same(tmp_path):
     """As a person does it who breaks out of the loop: record's iterator is closed, not the engine's."""
@@ -206,6 +210,7 @@ def test_what_is_resumed_is_not_changed(tmp_path):
 # ---- killed between any two things that are done to the disk
 
 
+@pytest.mark.crash
 @pytest.mark.usefixtures("quick")
 def test_killed_between_any_two_writes_it_ends_the_same(tmp_path, monkeypatch):
     """What lies on disk before each rename, after it, and at each event is what a kill there would leave."""
@@ -284,7 +289,7 @@ def unbroken(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(number, marks=[] if number < 3 else pytest.mark.slow) for number in range(20)]
+    "number", [pytest.param(number, marks=[CRASH] if number < 3 else [CRASH, pytest.mark.slow]) for number in range(20)]
 )
 def test_killed_at_a_random_moment_it_ends_the_same(tmp_path, unbroken, number):
     expected, seconds = unbroken

@@ -465,6 +465,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(bert, tmp_path, fields):
         assert content(out) == content(tmp_path / "whole")
 
 
+@pytest.mark.crash
 def test_killed_in_the_middle_it_goes_on_to_the_same_files(tmp_path):
     """A process of its own, killed as soon as a first shard is there."""
     source, out = tmp_path / "source", tmp_path / "out"

@@ -6,13 +6,13 @@ import shlex
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from support.explore_states import states
 
 from randprune_lab import cli, forms
 from randprune_lab.config import METHOD_NAMES, PRESETS, Control, RunConfig, controls
 from randprune_lab.estimate import in_bytes, in_time
 from randprune_lab.schedules import STAGES
 from randprune_lab.state import ExploreState
-from support.explore_states import states
 
 few = settings(max_examples=60, deadline=None)
 

@@ -141,6 +141,7 @@ def test_time_left_never_falls_below_that_of_all_runs_but_one(tmp_path, took, le
 # ---- start, stop, go on
 
 
+@pytest.mark.crash
 def test_started_once_stopped_whole_gone_on_with_to_the_same_numbers(made, tmp_path):
     asked = tiny_study()
     folder = study_jobs.start(asked, parent=tmp_path, processes=1)
@@ -185,6 +186,7 @@ time.sleep(100)
     return process
 
 
+@pytest.mark.crash
 def test_what_a_terminal_has_started_is_stopped_with_its_children(parent):
     process = _at_work(parent / "tiny")
     try:

@@ -487,6 +487,7 @@ def wait_for(happened, process):
         time.sleep(0.01)
 
 
+@pytest.mark.crash
 def test_killed_five_times_and_started_again(whole, tmp_path, start):
     """SIGKILL of the asking process at five moments, drawn with a fixed seed: whenever so many lines are there.
 
@@ -520,6 +521,7 @@ def test_killed_five_times_and_started_again(whole, tmp_path, start):
         assert (parent / "all" / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.crash
 def test_two_studies_at_once_share_runs_and_two_processes_no_study(whole, tmp_path, start):
     parent = tmp_path / "studies"
     asked = asked_of_all()

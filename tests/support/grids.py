@@ -26,13 +26,13 @@ def chosen(cells: list, strength: int = 2) -> list[int]:
     return sorted(found)
 
 
-def thinned(cells: list, strength: int = 2, *, tuples: bool = True) -> list:
-    """Parameters for ``pytest.mark.parametrize``: those that are not ``chosen`` belong to the group ``statistics``.
+def thinned(cells: list, strength: int = 2, *, tuples: bool = True, marker=pytest.mark.statistics) -> list:
+    """Parameters for ``pytest.mark.parametrize``: those that are not ``chosen`` belong to the group of ``marker``.
 
     ``tuples``: each cell is one row of several arguments; else it is one argument.
     """
     kept = set(chosen(cells, strength))
     return [
-        pytest.param(*(cell if tuples else [cell]), marks=[] if number in kept else [pytest.mark.statistics])
+        pytest.param(*(cell if tuples else [cell]), marks=[] if number in kept else [marker])
         for number, cell in enumerate(cells)
     ]
